@@ -1,0 +1,6 @@
+"""Images in memory, as tensors: `load(name)` for embedded, downloaded and own images."""
+
+from vplib.datasets.imageset import ImageSet
+from vplib.datasets.loading import NAMES, DatasetUnavailable, check_name, data_root, load
+
+__all__ = ["NAMES", "DatasetUnavailable", "ImageSet", "check_name", "data_root", "load"]

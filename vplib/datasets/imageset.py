@@ -1,0 +1,204 @@
+"""The one form in which images reach an experiment, and its division into disjoint pools."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images in memory.
+
+    Args:
+        images: (N, C, H, W) float32 in [0, 1], C is 1 or 3.
+        labels: (N,) int64, each an index into `classes`.
+        classes: the names of the classes.
+        name: what `load` was asked for.
+        attributes: per attribute (N,) values, where the set has them.
+        landmarks: (N, L, 2) pixel positions, where the set has them.
+        masks: (N, H, W) label maps, where the set has them.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges are not as above; the message says which.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    name: str = "images"
+    attributes: dict[str, torch.Tensor] | None = None
+    landmarks: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+
+    def __post_init__(self):
+        """Refuses what would make a later result silently wrong."""
+        images, labels, where = self.images, self.labels, f"{self.name}: "
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"{where}images must be (N, 1 or 3, H, W), not {tuple(images.shape)}"
+                + ("; add the channel with images[:, None]" if images.ndim == 3 else "")
+            )
+        if images.dtype != torch.float32:
+            raise ValueError(f"{where}images must be float32 in [0, 1], not {images.dtype}")
+        if not len(images):
+            raise ValueError(f"{where}there is no image")
+        low, high = images.aminmax()
+        if not (low >= 0 and high <= 1):  # also catches NaN
+            raise ValueError(
+                f"{where}images must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]; "
+                "divide 8-bit images by 255"
+            )
+        if labels.shape != (len(images),) or labels.dtype != torch.int64:
+            raise ValueError(
+                f"{where}labels must be int64 of shape ({len(images)},), not {labels.dtype} "
+                f"of shape {tuple(labels.shape)}"
+            )
+        low, high = labels.aminmax()
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(
+                f"{where}labels must lie in 0..{len(self.classes) - 1} for {len(self.classes)} "
+                f"classes, these lie in {low}..{high}"
+            )
+        beside = dict(self.attributes or {}, landmarks=self.landmarks, masks=self.masks)
+        for key, value in beside.items():
+            if value is not None and len(value) != len(images):
+                raise ValueError(f"{where}{key} has {len(value)} rows for {len(images)} images")
+
+    def __len__(self):
+        """The number of images."""
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return tuple(self.images.shape[1:])
+
+    def subset(self, rows) -> "ImageSet":
+        """These rows, in this order.
+
+        Args:
+            rows: indices, or a mask of N truth values.
+        """
+        rows = torch.as_tensor(rows)
+
+        def take(value):
+            return None if value is None else value[rows.to(value.device)]
+
+        return replace(
+            self,
+            images=take(self.images),
+            labels=take(self.labels),
+            attributes=self.attributes and {k: take(v) for k, v in self.attributes.items()},
+            landmarks=take(self.landmarks),
+            masks=take(self.masks),
+        )
+
+    def with_classes(self, classes) -> "ImageSet":
+        """Only the images of these classes, which are renumbered in the order given.
+
+        Args:
+            classes: class indices.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        classes = [int(c) for c in classes]
+        if not classes or not set(classes) <= set(range(len(self.classes))):
+            raise ValueError(f"{self.name}: classes must lie in 0..{len(self.classes) - 1}")
+        renumber = torch.full((len(self.classes),), -1, device=self.labels.device)
+        renumber[classes] = torch.arange(len(classes), device=self.labels.device)
+        chosen = self.subset(renumber[self.labels] >= 0)
+        names = tuple(self.classes[c] for c in classes)
+        return replace(chosen, labels=renumber[chosen.labels], classes=names)
+
+    def split(self, *, seed: int = 0, **pools: int) -> SimpleNamespace:
+        """Disjoint random pools in which every class has its share.
+
+        Args:
+            seed: decides who is in which pool.
+            **pools: the number of images of each pool by name, for example `members=200`.
+
+        Returns:
+            The pools as attributes, each an ImageSet.
+
+        Raises:
+            ValueError: a size is no positive integer, or the pools want more than there is.
+        """
+        for pool, size in pools.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{self.name}: pool {pool!r} needs a size of 1 or more")
+        wanted = sum(pools.values())
+        if wanted > len(self):
+            sizes = " + ".join(f"{pool} {size}" for pool, size in pools.items())
+            raise ValueError(
+                f"{self.name}: pools want {sizes} = {wanted} images, there are {len(self)}; "
+                "take smaller pools or a larger dataset"
+            )
+        order, start, found = balanced_order(self.labels, seed), 0, {}
+        for pool, size in pools.items():
+            found[pool] = self.subset(order[start : start + size])
+            start += size
+        return SimpleNamespace(**found)
+
+    def with_label_noise(self, rate: float, *, seed: int = 0) -> "ImageSet":
+        """The set with a share of labels replaced by another class, drawn once for all users.
+
+        A memorization dial: a wrong label can only be learned by heart. Draw it before the set
+        is split, so that members, nonmembers and shadows hold the same (image, label) pairs;
+        otherwise a wrong label alone reveals membership.
+
+        Args:
+            rate: the share of labels to replace, from 0 to 1.
+            seed: decides which labels, and their replacements.
+
+        Raises:
+            ValueError: the rate is outside 0..1, or there is only one class.
+        """
+        if not 0 <= rate <= 1:
+            raise ValueError(f"label noise must be a rate from 0 to 1, not {rate}")
+        if len(self.classes) < 2:
+            raise ValueError(f"{self.name}: label noise needs at least two classes")
+        rng = np.random.default_rng(seed)
+        chosen = torch.from_numpy(rng.permutation(len(self))[: round(rate * len(self))])
+        labels = self.labels.clone()
+        shift = torch.from_numpy(rng.integers(1, len(self.classes), len(chosen)))
+        labels[chosen] = (labels[chosen] + shift.to(labels.device)) % len(self.classes)
+        return replace(self, labels=labels)
+
+    def to(self, device) -> "ImageSet":
+        """The same set with its tensors on another device."""
+
+        def move(value):
+            return None if value is None else value.to(device)
+
+        return replace(
+            self,
+            images=move(self.images),
+            labels=move(self.labels),
+            attributes=self.attributes and {k: move(v) for k, v in self.attributes.items()},
+            landmarks=move(self.landmarks),
+            masks=move(self.masks),
+        )
+
+
+def balanced_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
+    """A random order of the rows in which any stretch holds every class in proportion.
+
+    The j-th of the n images of a class is placed at (j + offset) / n of the way.
+
+    Args:
+        labels: (N,) class indices.
+        seed: decides the order.
+
+    Returns:
+        (N,) row indices.
+    """
+    rng = np.random.default_rng(seed)
+    labels = labels.cpu().numpy()
+    place = np.empty(len(labels))
+    for c in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == c))
+        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return torch.from_numpy(np.argsort(place, kind="stable"))

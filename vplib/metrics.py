@@ -1,0 +1,205 @@
+"""How well an attack or a model does, with the interval that the sample size allows."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+
+class Estimate(NamedTuple):
+    """A value with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        """For example f"{estimate:.2f}" is "0.73 [0.70, 0.75]"."""
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def roc(scores: Tensor, members: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The ROC curve of a membership score.
+
+    Args:
+        scores: (...) higher means member; several victims are pooled.
+        members: (...) truth values of the same shape.
+
+    Returns:
+        False-positive and true-positive rates, both rising from 0 to 1.
+
+    Raises:
+        ValueError: shapes differ, a score is NaN, or one of the two groups is empty.
+    """
+    fpr, tpr, _ = roc_curve(*_flat(scores, members), drop_intermediate=True)
+    return fpr, tpr
+
+
+def auc(scores: Tensor, members: Tensor) -> float:
+    """The area under the ROC curve: the chance that a member outscores a nonmember."""
+    truth, flat = _flat(scores, members)
+    return float(roc_auc_score(truth, flat))
+
+
+def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float, confidence: float = 0.95) -> Estimate:
+    """The true-positive rate at the highest threshold whose false-positive rate is at most `fpr`.
+
+    The interval is Clopper-Pearson's for the members, at the threshold that the nonmembers set.
+    It treats records as independent: for several victims trained on one pool, use `bootstrap`.
+
+    Args:
+        scores: (...) higher means member.
+        members: (...) truth values of the same shape.
+        fpr: allowed false-positive rate.
+        confidence: of the interval.
+
+    Returns:
+        The rate and its interval.
+
+    Raises:
+        ValueError: as `roc`; or there are too few nonmembers to resolve `fpr`.
+
+    Source:
+        Carlini et al., Membership inference attacks from first principles, S&P 2022, section 3.
+    """
+    truth, flat = _flat(scores, members)
+    inside, outside = flat[truth], np.sort(flat[~truth])
+    allowed = int(np.floor(fpr * len(outside) + 1e-9))
+    if not allowed:
+        raise ValueError(
+            f"{len(outside)} nonmembers cannot resolve a false-positive rate of {fpr}; "
+            f"at least {int(np.ceil(1 / fpr))} are needed"
+        )
+    caught = int((inside > outside[-allowed - 1]).sum()) if allowed < len(outside) else len(inside)
+    interval = binomtest(caught, len(inside)).proportion_ci(confidence, method="exact")
+    return Estimate(caught / len(inside), float(interval.low), float(interval.high))
+
+
+def balanced_accuracy(scores: Tensor, members: Tensor, threshold: float | Tensor) -> float:
+    """The mean of true-positive and true-negative rate at a threshold chosen elsewhere.
+
+    Args:
+        scores: (...) higher means member.
+        members: (...) truth values of the same shape.
+        threshold: scores above it count as members; never the best one for these scores.
+    """
+    return (1 + membership_advantage(scores, members, threshold)) / 2
+
+
+def membership_advantage(scores: Tensor, members: Tensor, threshold: float | Tensor) -> float:
+    """True-positive minus false-positive rate at a threshold chosen elsewhere.
+
+    Args:
+        scores: (...) higher means member.
+        members: (...) truth values of the same shape.
+        threshold: scores above it count as members; a number, or one that broadcasts.
+
+    Source:
+        Yeom et al., Privacy risk in machine learning, CSF 2018, definition 4.
+    """
+    guessed = torch.as_tensor(scores) > threshold
+    members = torch.as_tensor(members)
+    _flat(scores, members)
+    return float(guessed[members].double().mean() - guessed[~members].double().mean())
+
+
+def bootstrap(
+    statistic: Callable[[Tensor, Tensor], float],
+    scores: Tensor,
+    members: Tensor,
+    *,
+    num_resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic pooled over victims, with an interval by resampling victims.
+
+    Victims, not records, are what a result should carry over to.
+
+    Args:
+        statistic: from scores and members of pooled victims to a number, for example `auc`.
+        scores: (victims, records) higher means member.
+        members: (victims, records) truth values.
+        num_resamples: draws of as many victims, with replacement.
+        confidence: of the percentile interval.
+        seed: decides the draws.
+
+    Returns:
+        The statistic on all victims, and its interval.
+
+    Raises:
+        ValueError: there are fewer than two victims.
+    """
+    if scores.ndim != 2 or len(scores) < 2:
+        raise ValueError(f"need (victims, records) with two victims, not {tuple(scores.shape)}")
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(scores), (num_resamples, len(scores)))
+    values = [statistic(scores[d], members[d]) for d in draws]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return Estimate(float(statistic(scores, members)), float(low), float(high))
+
+
+def psnr(images: Tensor, references: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, in dB, for a range of 0 to 1.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        references: the same shape.
+
+    Returns:
+        (N,) dB; infinite for equal images.
+    """
+    return peak_signal_noise_ratio(
+        images, references, data_range=1.0, reduction="none", dim=(1, 2, 3)
+    )
+
+
+def ssim(images: Tensor, references: Tensor) -> Tensor:
+    """Structural similarity of each image, differentiable; torchmetrics' Gaussian window.
+
+    The window is 11 pixels wide (sigma 1.5), or the largest odd width that fits smaller images.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        references: the same shape.
+
+    Returns:
+        (N,) from -1 to 1; 1 for equal images.
+
+    Source:
+        Wang et al., Image quality assessment, IEEE TIP 2004.
+    """
+    side = min(images.shape[-2:])
+    width = min(11, side if side % 2 else side - 1)
+    return structural_similarity_index_measure(
+        images,
+        references,
+        data_range=1.0,
+        reduction="none",
+        gaussian_kernel=False,
+        kernel_size=width,
+    )
+
+
+def _flat(scores, members) -> tuple[np.ndarray, np.ndarray]:
+    scores, members = torch.as_tensor(scores), torch.as_tensor(members)
+    if scores.shape != members.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} but members {tuple(members.shape)}")
+    if members.dtype != torch.bool:
+        raise ValueError(f"members must be truth values, not {members.dtype}")
+    flat = scores.detach().double().flatten().cpu().numpy()
+    truth = members.flatten().cpu().numpy()
+    if np.isnan(flat).any():
+        raise ValueError(f"{int(np.isnan(flat).sum())} scores are NaN")
+    if truth.all() or not truth.any():
+        raise ValueError("need at least one member and one nonmember")
+    return truth, flat
