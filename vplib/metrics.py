@@ -164,9 +164,7 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity of each image, differentiable; torchmetrics' Gaussian window.
-
-    The window is 11 pixels wide (sigma 1.5), or the largest odd width that fits smaller images.
+    """Structural similarity of each image, differentiable; a Gaussian window, sigma 1.5 pixels.
 
     Args:
         images: (N, C, H, W) in [0, 1].
@@ -178,16 +176,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     Source:
         Wang et al., Image quality assessment, IEEE TIP 2004.
     """
-    side = min(images.shape[-2:])
-    width = min(11, side if side % 2 else side - 1)
-    return structural_similarity_index_measure(
-        images,
-        references,
-        data_range=1.0,
-        reduction="none",
-        gaussian_kernel=False,
-        kernel_size=width,
-    )
+    return structural_similarity_index_measure(images, references, data_range=1.0, reduction="none")
 
 
 def _flat(scores, members) -> tuple[np.ndarray, np.ndarray]:

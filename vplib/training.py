@@ -346,7 +346,10 @@ def _batched_forward(build: Build, images: Tensor):
     (B, K * C, H, W); any other architecture goes through vmap.
     """
     net = build()
-    if any(isinstance(m, _LOOP_ONLY) for m in net.modules()) or next(net.buffers(), None) is not None:
+    if (
+        any(isinstance(m, _LOOP_ONLY) for m in net.modules())
+        or next(net.buffers(), None) is not None
+    ):
         return None
     layers = (nn.Linear, nn.Conv2d, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Tanh)
     if not isinstance(net, nn.Sequential) or not all(type(m) in layers for m in net):

@@ -41,7 +41,9 @@ def check_name(name: str) -> None:
     """
     if name.startswith("folder:"):
         if not Path(name.removeprefix("folder:")).expanduser().is_dir():
-            raise ValueError(f"{name!r}: no such folder; give folder:PATH, one folder a class in it")
+            raise ValueError(
+                f"{name!r}: no such folder; give folder:PATH, one folder a class in it"
+            )
     elif name not in NAMES:
         hint = experiment.nearest(name, NAMES)
         raise ValueError(f"unknown dataset {name!r}; {hint} (own images: 'folder:PATH')")
@@ -85,7 +87,9 @@ def load(
         return ImageSet(images, labels[rows], classes, name).to(device)
     own_split = name in ("mnist",)
     data = _LOADERS[name](split)
-    data = data.subset(_choose_rows(name, data.labels, "all" if own_split else split, num_images, seed))
+    data = data.subset(
+        _choose_rows(name, data.labels, "all" if own_split else split, num_images, seed)
+    )
     if image_size is not None and data.shape[1:] != (image_size, image_size):
         images = resize(data.images, [image_size, image_size], antialias=True).clamp(0, 1)
         data = dataclasses.replace(data, images=images)

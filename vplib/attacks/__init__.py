@@ -1,0 +1,1 @@
+"""Attacks, one module a technique family (survey section 3.2)."""

@@ -1,0 +1,70 @@
+"""Live controls over results that an ordinary cell has already drawn."""
+
+import base64
+import html
+import io
+from collections.abc import Callable
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from IPython.display import HTML, Image, display
+from matplotlib.figure import Figure
+
+from vplib import experiment
+
+MAX_CONTROLS = 4
+
+
+def explore(render: Callable[..., Figure | str], **controls: ipywidgets.Widget) -> None:
+    """Shows what `render` returns, again whenever a control moves.
+
+    Where no front end listens (papermill, nbval, a report) it is drawn once, as plain PNG or
+    HTML, with the controls' first values.
+
+    Args:
+        render: a pure function from the controls' values to a Figure, its Axes, or HTML; it takes
+            less than 0.3 s, so slow work is computed before.
+        **controls: one to four ipywidgets by argument name, each with a description.
+
+    Raises:
+        ValueError: there are more than four controls or none, or one has no description.
+    """
+    if not 1 <= len(controls) <= MAX_CONTROLS:
+        raise ValueError(f"explore takes 1 to {MAX_CONTROLS} controls, not {len(controls)}")
+    for name, control in controls.items():
+        if not getattr(control, "description", ""):
+            raise ValueError(f"control {name!r} needs a description, with its unit")
+    if not experiment.has_front_end():
+        shown = _drawn(render, controls)
+        display(Image(shown) if isinstance(shown, bytes) else HTML(shown))
+        return
+    view = ipywidgets.HTML()
+
+    def update(_change=None):
+        try:
+            shown = _drawn(render, controls)
+        except Exception as error:  # a callback's traceback would go nowhere
+            shown = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
+        if isinstance(shown, bytes):
+            data = base64.b64encode(shown).decode()
+            state = ", ".join(f"{c.description} {c.value}" for c in controls.values())
+            alt = html.escape(f"figure for {state}", quote=True)
+            shown = f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{data}">'
+        view.value = shown
+
+    for control in controls.values():
+        control.style = {"description_width": "initial"}
+        control.observe(update, "value")
+    update()
+    display(ipywidgets.VBox([*controls.values(), view]))
+
+
+def _drawn(render, controls) -> bytes | str:
+    result = render(**{name: control.value for name, control in controls.items()})
+    if isinstance(result, str):
+        return result
+    figure = result if isinstance(result, Figure) else result.figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    plt.close(figure)
+    return buffer.getvalue()
