@@ -1,0 +1,282 @@
+"""Membership inference from a model's answers, with shadow models and without.
+
+Throughout, `predict` is the victim as a black box, from images to probabilities: all that these
+attackers may ask. What they bring themselves (shadow models, and who was in them) comes as
+tensors: `probabilities` (models, records, classes) and `members` (models, records).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+from vplib import models, training
+
+Predict = Callable[[Tensor], Tensor]
+
+
+def attack_set(
+    probabilities: Tensor, labels: Tensor, members: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the attack model learns from: the shadows' answers, and who was in the shadow.
+
+    Args:
+        probabilities: (K, N, classes) answers of K shadow models to the N records of their pool.
+        labels: (N,) classes of the records.
+        members: (K, N) whether the shadow was trained on the record.
+
+    Returns:
+        (K * N, classes) answers, (K * N,) classes, and (K * N,) 1 for members and 0 otherwise.
+
+    Source:
+        Shokri et al., Membership inference attacks against machine learning models, S&P 2017,
+        section V-E.
+    """
+    num_models = len(probabilities)
+    return probabilities.flatten(0, 1), labels.repeat(num_models), members.flatten().long()
+
+
+def train_attack_models(
+    probabilities: Tensor,
+    labels: Tensor,
+    members: Tensor,
+    *,
+    num_epochs: int = 30,
+    hidden: int = 64,
+    seed: int = 0,
+) -> training.Ensemble:
+    """One attack model a class: a network with one hidden layer that tells "in" from "out".
+
+    Args:
+        probabilities: (K, N, classes) answers of K shadow models to the N records of their pool.
+        labels: (N,) classes of the records, known to the attacker.
+        members: (K, N) whether the shadow was trained on the record; the attacker trained it.
+        num_epochs: passes over the attack set of a class.
+        hidden: width of the hidden layer.
+        seed: of initialization and order.
+
+    Returns:
+        An ensemble with a model a class, each from (N, classes) answers to 2 logits.
+
+    Raises:
+        ValueError: a class has no record, so that its attack model has nothing to learn from.
+
+    Source:
+        Shokri et al. 2017, section V-E. Classes with fewer records repeat theirs, so that all
+        attack models take equally many steps.
+    """
+    answers, classes, inside = attack_set(probabilities, labels, members)
+    rows = [(classes == c).nonzero().flatten() for c in range(answers.shape[-1])]
+    if not all(len(r) for r in rows):
+        empty = [c for c, r in enumerate(rows) if not len(r)]
+        raise ValueError(f"the shadow pool has no record of class {empty}; take a larger pool")
+    longest = max(len(r) for r in rows)
+    subsets = torch.stack([r.repeat(-(-longest // len(r)))[:longest] for r in rows])
+    return training.fit_many(
+        lambda: models.mlp(answers.shape[1:], 2, (hidden,)),
+        answers,
+        inside,
+        subsets,
+        num_epochs=num_epochs,
+        optimizer="adam",
+        lr=0.01,
+        batch_size=64,
+        seed=seed,
+        description="attack models",
+    )
+
+
+def score_members(
+    attack_models: training.Ensemble, predict: Predict, images: Tensor, labels: Tensor
+) -> Tensor:
+    """The attack models' probability that each record was in the victim's training set.
+
+    Args:
+        attack_models: from `train_attack_models`.
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes, known to the attacker.
+
+    Returns:
+        (N,) probabilities; above 0.5 the attack says "member".
+    """
+    inside = attack_models.probabilities(predict(images))[..., 1]
+    return inside[labels, torch.arange(len(labels))]
+
+
+def losses(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of answers that come as probabilities.
+
+    Args:
+        probabilities: (..., N, classes).
+        labels: (N,) class indices.
+
+    Returns:
+        (..., N) losses, at most 87 (the smallest float32 is about 1e-38).
+    """
+    index = labels.expand(probabilities.shape[:-1]).unsqueeze(-1)
+    return -probabilities.gather(-1, index).squeeze(-1).clamp_min(1e-38).log()
+
+
+def score_by_correctness(predict: Predict, images: Tensor, labels: Tensor) -> Tensor:
+    """1 where the victim is right and 0 where it errs: the gap attack.
+
+    Its advantage (threshold 0.5) is the training accuracy minus the test accuracy, exactly.
+
+    Args:
+        predict: the victim as a black box; only its label is used.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes.
+
+    Source:
+        Yeom et al., Privacy risk in machine learning, CSF 2018, adversary 1 for bounded loss.
+    """
+    return (predict(images).argmax(-1) == labels).double()
+
+
+def score_by_loss(predict: Predict, images: Tensor, labels: Tensor) -> Tensor:
+    """Minus the victim's loss on each record: one threshold on it for all records.
+
+    Args:
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes.
+
+    Source:
+        Yeom et al. 2018, adversary 2; Sablayrolles et al. 2019, MALT.
+    """
+    return -losses(predict(images), labels)
+
+
+def score_calibrated(
+    predict: Predict,
+    images: Tensor,
+    labels: Tensor,
+    probabilities: Tensor,
+    members: Tensor,
+) -> Tensor:
+    """Minus the loss, measured from a threshold of the record's own.
+
+    The threshold lies halfway between the mean loss of the shadows that were trained on the
+    record and of those that were not.
+
+    Args:
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes.
+        probabilities: (K, N, classes) answers of shadows to these very records.
+        members: (K, N) which shadows were trained on which record; each in some, not in all.
+
+    Raises:
+        ValueError: a record is in all shadows or in none.
+
+    Source:
+        Sablayrolles et al., White-box vs black-box: Bayes optimal strategies for membership
+        inference, ICML 2019, MAST (a threshold a sample).
+    """
+    _check_both_sides(members)
+    shadow = losses(probabilities, labels)
+    inside, outside = _mean(shadow, members), _mean(shadow, ~members)
+    return (inside + outside) / 2 - losses(predict(images), labels)
+
+
+def logit_confidence(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """log(p / (1 - p)) for the probability p of the true class; roughly normal over models.
+
+    The sum over the other classes stands for 1 - p, which would round to zero.
+
+    Args:
+        probabilities: (..., N, classes).
+        labels: (N,) class indices.
+
+    Source:
+        Carlini et al., Membership inference attacks from first principles, S&P 2022, section VI-A.
+    """
+    p = probabilities.double()
+    index = labels.expand(p.shape[:-1]).unsqueeze(-1)
+    true = p.gather(-1, index).squeeze(-1)
+    others = p.scatter(-1, index, 0.0).sum(-1)
+    return true.clamp_min(1e-45).log() - others.clamp_min(1e-45).log()
+
+
+def score_lira(
+    predict: Predict,
+    images: Tensor,
+    labels: Tensor,
+    probabilities: Tensor,
+    members: Tensor,
+    *,
+    online: bool = True,
+    fixed_variance: bool = False,
+) -> Tensor:
+    """The likelihood-ratio attack: how much likelier the answer is with the record than without.
+
+    Args:
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes.
+        probabilities: (K, N, classes) answers of shadows to these very records.
+        members: (K, N) which shadows were trained on which record.
+        online: compare with shadows that hold the record (this attacker trains on the very
+            records that it asks about) and with those that do not; offline uses the latter only.
+        fixed_variance: one variance for all records instead of one a record: better with few
+            shadows.
+
+    Returns:
+        (N,) log-likelihood ratios; offline, log-probabilities of a smaller confidence without
+        the record.
+
+    Raises:
+        ValueError: a record lacks shadows without it, or online, shadows with it.
+
+    Source:
+        Carlini et al. 2022, algorithm 1 and section VI-C.
+    """
+    _check_both_sides(members, inside=online)
+    shadow = logit_confidence(probabilities, labels)
+    victim = logit_confidence(predict(images), labels)
+    without = _normal(shadow, ~members, fixed_variance)
+    if not online:
+        return torch.special.log_ndtr((victim - without.mean) / without.stddev)
+    inside = _normal(shadow, members, fixed_variance)
+    return inside.log_prob(victim) - without.log_prob(victim)
+
+
+def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
+    """The threshold with the largest membership advantage on the attacker's own shadows.
+
+    Args:
+        scores: (...) the attack's scores of shadows, higher means member.
+        members: (...) who was in them.
+
+    Returns:
+        The threshold; scores above it count as members.
+    """
+    false_positives, true_positives, thresholds = roc_curve(
+        members.flatten().numpy(), scores.flatten().double().numpy()
+    )
+    best = (true_positives - false_positives)[1:].argmax() + 1  # the first one is infinite
+    return float(np.nextafter(thresholds[best], -np.inf))  # roc_curve counts equality as member
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    return (values * chosen).sum(0) / chosen.sum(0)
+
+
+def _normal(values: Tensor, chosen: Tensor, fixed_variance: bool) -> torch.distributions.Normal:
+    """A normal fitted to the chosen models' values of each record."""
+    mean = _mean(values, chosen)
+    squares = ((values - mean) ** 2) * chosen
+    variance = squares.sum() / chosen.sum() if fixed_variance else squares.sum(0) / chosen.sum(0)
+    return torch.distributions.Normal(mean, variance.sqrt() + 1e-6)
+
+
+def _check_both_sides(members: Tensor, inside: bool = True) -> None:
+    held = members.sum(0)
+    if (held == len(members)).any() or (inside and (held == 0).any()):
+        raise ValueError(
+            "each record must be in some shadow models and out of others; draw their subsets "
+            "with training.half_splits"
+        )
