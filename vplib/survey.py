@@ -1,0 +1,185 @@
+"""The survey's taxonomy, and where each surveyed paper stands in it: the map of the collection."""
+
+import html
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from vplib.experiment import Paper, nearest
+from vplib.plots import COLORS
+
+GROUPS = {
+    "3.1": "Attacks on data",
+    "3.2": "Attacks on models",
+    "4.1": "Defenses of data",
+    "4.2": "Defenses of models",
+}
+# The headings of the survey's sections 3 and 4, without the words that each group repeats.
+SECTIONS = {
+    "3.1": "Visual data",
+    "3.2.1": "Membership inference",
+    "3.2.2": "Model inversion",
+    "3.2.3": "Model extraction",
+    "3.2.4": "Other attacks",
+    "4.1.1": "Privacy detection",
+    "4.1.2": "Generative adversarial networks",
+    "4.1.3": "Adversarial examples",
+    "4.1.4": "Differential privacy",
+    "4.1.5": "Other mechanisms",
+    "4.2.1": "Differential privacy",
+    "4.2.2": "Homomorphic encryption",
+    "4.2.3": "Secure multi-party computation",
+    "4.2.4": "Other mechanisms",
+}
+# What may follow "Table 5" and so on in papers.csv, and the section that it belongs to.
+_PLACES = {
+    "Table 5": {"MInf": "3.2.1", "MInv": "3.2.2", "MExt": "3.2.3", "Other": "3.2.4"},
+    "Table 6": {"": "4.1.1"},
+    "Table 7": {"GAN": "4.1.2", "AE": "4.1.3", "DP": "4.1.4", "Other": "4.1.5"},
+    "Table 8": {"DP": "4.2.1", "HE": "4.2.2", "SMC": "4.2.3", "Other": "4.2.4"},
+    "text": {number: number for number in SECTIONS},
+}
+_LOOKS = {
+    "works": dict(facecolor=COLORS[2], edgecolor="white"),
+    "not reproduced": dict(facecolor=COLORS[4], edgecolor="white", hatch="xxx"),
+    "planned": dict(facecolor="#E8EDF2", edgecolor="#C3CDD8", hatch="///"),
+}
+STATES = tuple(_LOOKS)
+_BOX = dict(facecolor="white", edgecolor="none", pad=1.2, alpha=0.9)
+_CELL = "style='text-align:left;vertical-align:top;white-space:normal;padding:4px 14px 4px 4px'"
+
+
+def sections_of(survey_place: str) -> tuple[str, ...]:
+    """The sections of the survey that treat a paper, as numbers in `SECTIONS`.
+
+    Args:
+        survey_place: as in papers.csv, for example "Table 5 MInf, Other; Table 8 Other" or
+            "text 3.2.3, 4.2.4"; a part without "Table" or "text" continues the one before it.
+
+    Raises:
+        ValueError: the survey has no such place.
+    """
+    found, where = [], ""
+    for part in re.split(r"[,;]", survey_place):
+        named, row = re.fullmatch(r"(Table \d|text)?\s*(.*)", part.strip()).groups()
+        where = named or where
+        if row not in _PLACES.get(where, {}):
+            raise ValueError(
+                f"unknown survey place {survey_place!r} at {part.strip()!r}; expected a table and "
+                "its row, as 'Table 5 MInf', or a section, as 'text 3.2.1'"
+            )
+        found.append(_PLACES[where][row])
+    return tuple(dict.fromkeys(found))
+
+
+def find(
+    papers: Sequence[Paper], section: str = "", state: str = "", text: str = ""
+) -> list[Paper]:
+    """The papers that fit all of the conditions, in the order given; an empty one fits all.
+
+    Args:
+        papers: where to look, usually `experiment.papers()`.
+        section: a section or a group of the survey: "3.2.1", or "3.2" for all attacks on models.
+        state: one of `STATES`.
+        text: words that must all stand in the row or in the titles of its sections, in any case.
+
+    Raises:
+        ValueError: there is no such section or state.
+    """
+    for what, value, known in (("section", section, GROUPS | SECTIONS), ("state", state, STATES)):
+        if value and value not in known:
+            raise ValueError(f"unknown {what} {value!r}; {nearest(value, known)}")
+
+    def fits(paper):
+        numbers = sections_of(paper.survey_place)
+        words = (paper.paper, paper.method, paper.notebook, paper.section)
+        row = " ".join([*words, *(SECTIONS[n] for n in numbers)]).lower()
+        inside = not section or any(f"{n}.".startswith(f"{section}.") for n in numbers)
+        return inside and state in ("", paper.state) and all(w in row for w in text.lower().split())
+
+    return [paper for paper in papers if fits(paper)]
+
+
+def counts(papers: Sequence[Paper]) -> str:
+    """How many papers work, in words: "136 papers: 4 work, 1 not reproduced, 131 planned"."""
+    by, many = Counter(paper.state for paper in papers), "s" * (len(papers) != 1)
+    works = f"{by['works']} work{'s' * (by['works'] == 1)}"
+    others = f"{by['not reproduced']} not reproduced, {by['planned']} planned"
+    return f"{len(papers)} paper{many}: {works}, {others}"
+
+
+def table(papers: Sequence[Paper]) -> str:
+    """The papers as an HTML table that scrolls, below a line that counts them."""
+    rows = []
+    for paper in papers:
+        where = "<br>".join(f"{n} {SECTIONS[n]}" for n in sections_of(paper.survey_place))
+        name, method, notebook, state = map(
+            html.escape, (paper.paper, paper.method, paper.notebook, paper.state)
+        )
+        linked = notebook if state == "planned" else _LINK.format(notebook)
+        rows.append((name, method, where, linked, state))
+    columns = ("Paper", "Method", "Section of the survey", "Notebook", "State")
+    return _html(counts(papers), columns, rows)
+
+
+def notebooks_table(papers: Sequence[Paper]) -> str:
+    """The notebooks that already show at least one of the papers, as an HTML table."""
+    rows = []
+    for name in dict.fromkeys(paper.notebook for paper in papers if paper.state != "planned"):
+        held = [paper for paper in papers if paper.notebook == name]
+        done = ", ".join(paper.paper for paper in held if paper.state != "planned")
+        rows.append((_LINK.format(html.escape(name)), html.escape(done), counts(held)))
+    planned = len({paper.notebook for paper in papers}) - len(rows)
+    title = f"{len(rows)} notebook{'s' * (len(rows) != 1)} to open now, {planned} planned"
+    return _html(title, ("Notebook", "Papers that it shows", "Of all its"), rows)
+
+
+def draw_map(papers: Sequence[Paper], ax: Axes | None = None) -> Axes:
+    """The whole survey as bars: one a section, its papers counted by state.
+
+    Args:
+        papers: all rows of papers.csv; one that stands in two sections counts in both.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    ax = ax or plt.subplots(figsize=(8.6, 6.2))[1]
+    y, places = 0.0, []
+    for group, title in GROUPS.items():
+        ax.text(0, y, title, transform=ax.get_yaxis_transform(), weight="bold", va="center")
+        inside = [number for number in SECTIONS if number.startswith(group)]
+        places += [y + i for i in range(1, len(inside) + 1)]
+        y += len(inside) + 1.5
+    left = np.zeros(len(SECTIONS))
+    for state, look in _LOOKS.items():
+        sizes = np.array([len(find(papers, number, state)) for number in SECTIONS])
+        bars = ax.barh(places, sizes, left=left, height=0.74, label=state, **look)
+        texts = [size or "" for size in sizes]
+        ax.bar_label(bars, texts, label_type="center", fontsize=8, bbox=_BOX)
+        left += sizes
+    ax.set_yticks(places, [f"{number}  {title}" for number, title in SECTIONS.items()])
+    ax.set(ylim=(y - 0.8, -0.7), xlabel="papers in this section of the survey")
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    ax.legend(loc="upper right", title=f"{len(papers)} papers")
+    return ax
+
+
+_LINK = "<a href='{0}.ipynb' target='_blank'>{0}</a>"
+
+
+def _html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A count and a table of cells that are HTML already, in a box that the keyboard scrolls."""
+    head = "".join(f"<th scope='col' {_CELL}>{column}</th>" for column in columns)
+    body = ""
+    for first, *others in rows:
+        cells = "".join(f"<td {_CELL}>{cell}</td>" for cell in others)
+        body += f"<tr><th scope='row' {_CELL}>{first}</th>{cells}</tr>"
+    box = f"role='region' aria-label='{title}' tabindex='0' style='max-height:24em;overflow:auto'"
+    found = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<p role='status'><b>{title}</b></p>" + (f"<div {box}>{found}</div>" if rows else "")
