@@ -212,7 +212,7 @@ class Claims:
         Raises:
             TypeError: `holds` is no truth value.
         """
-        if isinstance(holds, torch.Tensor | np.generic):
+        if isinstance(holds, torch.Tensor | np.ndarray | np.generic) and not holds.shape:
             holds = holds.item()
         if not isinstance(holds, bool):
             raise TypeError(f"holds must be True or False, not {holds!r}")

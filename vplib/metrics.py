@@ -50,7 +50,7 @@ def auc(scores: Tensor, members: Tensor) -> float:
 
 
 def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float, confidence: float = 0.95) -> Estimate:
-    """The true-positive rate at the highest threshold whose false-positive rate is at most `fpr`.
+    """The true-positive rate at the lowest threshold whose false-positive rate is at most `fpr`.
 
     The interval is Clopper-Pearson's for the members, at the threshold that the nonmembers set.
     It treats records as independent: for several victims trained on one pool, use `bootstrap`.
@@ -58,19 +58,21 @@ def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float, confidence: float = 
     Args:
         scores: (...) higher means member.
         members: (...) truth values of the same shape.
-        fpr: allowed false-positive rate.
+        fpr: allowed false-positive rate, above 0 and at most 1.
         confidence: of the interval.
 
     Returns:
         The rate and its interval.
 
     Raises:
-        ValueError: as `roc`; or there are too few nonmembers to resolve `fpr`.
+        ValueError: as `roc`; `fpr` is no such rate, or too few nonmembers resolve it.
 
     Source:
         Carlini et al., Membership inference attacks from first principles, S&P 2022, section 3.
     """
     truth, flat = _flat(scores, members)
+    if not 0 < fpr <= 1:
+        raise ValueError(f"a false-positive rate must lie above 0 and at most at 1, not {fpr}")
     inside, outside = flat[truth], np.sort(flat[~truth])
     allowed = int(np.floor(fpr * len(outside) + 1e-9))
     if not allowed:

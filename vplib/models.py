@@ -44,7 +44,6 @@ def cnn(
 ) -> nn.Sequential:
     """A small convolutional network: 3x3 convolutions with 2x2 pooling, one hidden layer.
 
-
     Args:
         shape: (C, H, W) of one image; H and W at least 2 ** len(channels).
         num_classes: number of logits.

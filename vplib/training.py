@@ -5,8 +5,8 @@ leave the machine idle between tiny matrix products; `fit_many` stacks their wei
 them together, each with its own initialization, subset and data order.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,7 @@ def fit(
         momentum: of SGD.
         weight_decay: L2 penalty.
         optimizer: "sgd" or "adam".
-        seed: decides the order of the images.
+        seed: decides the order of the images, and what dropout drops.
         description: names the progress bar; empty for none.
 
     Returns:
@@ -57,7 +57,7 @@ def fit(
         ValueError: a setting or label is out of range.
         FloatingPointError: the loss is no longer finite.
     """
-    _check(images, labels, num_epochs, lr, batch_size, optimizer)
+    _check(model, images, labels, num_epochs, lr, batch_size, optimizer)
     if images.ndim == 4:  # faster convolutions on a CPU, equal results
         model = model.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -65,14 +65,15 @@ def fit(
     stepper = _optimizer(list(model.parameters()), optimizer, lr, momentum, weight_decay)
     order = torch.Generator().manual_seed(_derive(seed, "order"))
     epochs = range(num_epochs)
-    for _ in experiment.progress(epochs, description) if description else epochs:
-        for rows in torch.randperm(len(images), generator=order).split(batch_size):
-            rows = rows.to(images.device)
-            loss = F.cross_entropy(model(images[rows]), labels[rows])
-            stepper.zero_grad()
-            loss.backward()
-            stepper.step()
-        _check_finite(loss, lr)
+    with _seeded(_derive(seed, "dropout")):
+        for _ in experiment.progress(epochs, description) if description else epochs:
+            for rows in torch.randperm(len(images), generator=order).split(batch_size):
+                rows = rows.to(images.device)
+                loss = F.cross_entropy(model(images[rows]), labels[rows])
+                stepper.zero_grad()
+                loss.backward()
+                stepper.step()
+            _check_finite(loss, lr)
     return model.eval()
 
 
@@ -96,7 +97,7 @@ class Ensemble:
 
     def model(self, k: int) -> nn.Module:
         """The k-th model, as a module of its own in evaluation mode."""
-        model = self.build().to(next(iter(self.state.values())).device)
+        model = _initialized(self.build, 0).to(next(iter(self.state.values())).device)
         model.load_state_dict({name: value[k] for name, value in self.state.items()})
         return model.eval()
 
@@ -111,7 +112,7 @@ class Ensemble:
         Returns:
             (K, N, classes) logits.
         """
-        forward = _batched_forward(self.build, images)
+        forward = _batched_forward(self.build)
         if forward is None:
             models = [self.model(k) for k in range(len(self))]
             parts = images.split(batch_size)
@@ -187,19 +188,25 @@ def fit_many(
         ValueError: a setting, label or row is out of range, or the model cannot be batched.
         FloatingPointError: a loss is no longer finite.
     """
-    _check(images, labels, num_epochs, lr, batch_size, optimizer)
+    template = _initialized(build, 0).to(images.device)
+    _check(template, images, labels, num_epochs, lr, batch_size, optimizer)
     subsets = torch.as_tensor(subsets).to(images.device)
     if subsets.ndim != 2 or not subsets.numel():
         raise ValueError(f"subsets must be (models, rows), not {tuple(subsets.shape)}")
+    if subsets.dtype != torch.int64:  # a mask of truth values would pass for rows 0 and 1
+        raise ValueError(f"subsets must be int64 rows of the pool, not {subsets.dtype}")
     if subsets.min() < 0 or subsets.max() >= len(images):
         raise ValueError(f"subsets must hold rows 0..{len(images) - 1} of the pool")
     if form not in ("auto", "batched", "loop"):
         raise ValueError(f"unknown form {form!r}; {experiment.nearest(form, FORMS)}")
-    forward = _batched_forward(build, images)
+    forward = _batched_forward(build, training=True)
     if form == "batched" and forward is None:
-        raise ValueError("models with buffers, dropout or batch norm train one by one: form='loop'")
+        raise ValueError(
+            "models with buffers, dropout, batch norm or frozen weights train one by one: "
+            "form='loop'"
+        )
     if form == "auto":
-        form = "batched" if forward is not None and _batching_wins(build, images) else "loop"
+        form = "batched" if forward is not None and _batching_wins(template, images) else "loop"
     settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, optimizer=optimizer)
     seeds = [_derive(seed, k) for k in range(len(subsets))]
     chunk = CHUNK.get(images.device.type, 32) if form == "batched" else 1
@@ -291,25 +298,45 @@ def _derive(seed: int, *path) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _initialized(build: Build, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+@contextmanager
+def _seeded(seed: int):
+    """Torch's generators start from this seed inside, and are as before outside."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
         torch.manual_seed(seed)
+        yield
+
+
+def _initialized(build: Build, seed: int) -> nn.Module:
+    with _seeded(seed):
         return build()
 
 
-def _check(images, labels, num_epochs, lr, batch_size, optimizer) -> None:
+def _check(model, images, labels, num_epochs, lr, batch_size, optimizer) -> None:
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images but {len(labels)} labels")
     if not len(images):
         raise ValueError("there is no image to train on")
-    if labels.ndim == 1 and labels.min() < 0:
-        raise ValueError("labels must not be negative")
     if num_epochs < 1 or batch_size < 1 or not lr > 0:
         raise ValueError(
             f"num_epochs {num_epochs}, batch_size {batch_size} and lr {lr} must be positive"
         )
     if optimizer not in ("sgd", "adam"):
         raise ValueError(f"unknown optimizer {optimizer!r}; known: sgd, adam")
+    with torch.no_grad():
+        num_classes = model.eval()(images[:1]).shape[-1]
+    hard = labels.ndim == 1 and labels.dtype == torch.int64
+    soft = labels.shape == (len(images), num_classes) and labels.is_floating_point()
+    if not (hard or soft):
+        raise ValueError(
+            f"labels must be int64 of shape ({len(images)},) or probabilities of shape "
+            f"({len(images)}, {num_classes}), not {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if hard and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1} for a model of {num_classes} classes, "
+            f"these lie in {labels.min()}..{labels.max()}"
+        )
 
 
 def _check_finite(loss: Tensor, lr: float) -> None:
@@ -329,30 +356,29 @@ def _optimizer(parameters, optimizer, lr, momentum, weight_decay) -> torch.optim
     )
 
 
-def _batching_wins(build: Build, images: Tensor) -> bool:
+def _batching_wins(model: nn.Module, images: Tensor) -> bool:
     """Whether stacked weights beat one model after another (measured, tests/benchmarks)."""
     if images.device.type != "cpu":
         return True
-    model = build()
     convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
     plain = isinstance(model, nn.Sequential)
     return plain and (not convolutions or images.shape[-1] <= 16)
 
 
-def _batched_forward(build: Build, images: Tensor):
+def _batched_forward(build: Build, training: bool = False):
     """A function (state, x (K, B, ...)) -> logits (K, B, classes), or None if there is none.
 
     Linear layers become one batched product, convolutions one grouped convolution on
     (B, K * C, H, W); any other architecture goes through vmap.
     """
-    net = build()
+    net = _initialized(build, 0).train(training)
     if (
         any(isinstance(m, _LOOP_ONLY) for m in net.modules())
         or next(net.buffers(), None) is not None
+        or not all(p.requires_grad for p in net.parameters())
     ):
         return None
-    layers = (nn.Linear, nn.Conv2d, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Tanh)
-    if not isinstance(net, nn.Sequential) or not all(type(m) in layers for m in net):
+    if type(net) is not nn.Sequential or not all(_is_plain(m) for m in net):
         base = net.to("meta")
         return vmap(lambda state, x: functional_call(base, state, (x,)))
 
@@ -382,6 +408,14 @@ def _batched_forward(build: Build, images: Tensor):
     return forward
 
 
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether the batched forward knows this layer; a subclass may compute something else."""
+    layers = (nn.Linear, nn.Conv2d, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Tanh)
+    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1):
+        return False
+    return type(layer) in layers and getattr(layer, "padding_mode", "zeros") == "zeros"
+
+
 def _autograd_step(forward, state):
     """Gradients of all models by autograd; the sum over models does not mix their gradients."""
 
@@ -402,8 +436,9 @@ def _closed_form_step(build: Build, state):
 
     Half the cost of autograd at these sizes, where the time goes into calls, not products.
     """
-    net = build()
-    body = list(net)[1:] if isinstance(net, nn.Sequential) and type(net[0]) is nn.Flatten else []
+    net = _initialized(build, 0)
+    plain = type(net) is nn.Sequential and all(_is_plain(m) for m in net)
+    body = list(net)[1:] if plain and type(net[0]) is nn.Flatten else []
     linear, between = body[::2], {type(m) for m in body[1::2]}
     if (
         len(body) % 2 == 0

@@ -83,13 +83,7 @@ def read_images(files: list[Path], image_size: int | None, max_bytes: int) -> to
         )
     channels = 1 if all_grey else 3
     width, height = (image_size, image_size) if image_size else next(iter(sizes))
-    needed = len(files) * channels * height * width * 4
-    if needed > max_bytes:
-        raise ValueError(
-            f"{len(files)} images x {channels} x {height} x {width} x 4 bytes = "
-            f"{needed / 1e9:.1f} GB, more than {max_bytes / 1e9:.1f} GB; pass a smaller "
-            "image_size or num_images"
-        )
+    check_bytes((len(files), channels, height, width), max_bytes)
     images = torch.empty(len(files), channels, height, width)
     for row, file in enumerate(files):
         try:
@@ -97,6 +91,26 @@ def read_images(files: list[Path], image_size: int | None, max_bytes: int) -> to
         except UNREADABLE as error:
             raise _not_an_image(file, error) from error
     return images
+
+
+def check_bytes(shape: tuple[int, int, int, int], max_bytes: int) -> None:
+    """Refuses images that would take too much memory, with the arithmetic.
+
+    Args:
+        shape: (N, C, H, W) of the float32 tensor to make.
+        max_bytes: the largest tensor to make.
+
+    Raises:
+        ValueError: it would be larger.
+    """
+    count, channels, height, width = shape
+    needed = 4 * count * channels * height * width
+    if needed > max_bytes:
+        raise ValueError(
+            f"{count} images x {channels} x {height} x {width} x 4 bytes = "
+            f"{needed / 1e9:.1f} GB, more than {max_bytes / 1e9:.1f} GB; pass a smaller "
+            "image_size or num_images"
+        )
 
 
 def _pixels(file: Path, channels: int, image_size: int | None) -> torch.Tensor:

@@ -99,14 +99,16 @@ class ImageSet:
         """Only the images of these classes, which are renumbered in the order given.
 
         Args:
-            classes: class indices.
+            classes: class indices, each once.
 
         Raises:
-            ValueError: there is no such class.
+            ValueError: there is no such class, or it is named twice.
         """
         classes = [int(c) for c in classes]
         if not classes or not set(classes) <= set(range(len(self.classes))):
             raise ValueError(f"{self.name}: classes must lie in 0..{len(self.classes) - 1}")
+        if len(set(classes)) < len(classes):
+            raise ValueError(f"{self.name}: each class can be taken once only, not {classes}")
         renumber = torch.full((len(self.classes),), -1, device=self.labels.device)
         renumber[classes] = torch.arange(len(classes), device=self.labels.device)
         chosen = self.subset(renumber[self.labels] >= 0)
@@ -128,7 +130,9 @@ class ImageSet:
         """
         for pool, size in pools.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{self.name}: pool {pool!r} needs a size of 1 or more")
+                raise ValueError(
+                    f"{self.name}: pool {pool!r} needs a size of 1 or more, not {size!r}"
+                )
         wanted = sum(pools.values())
         if wanted > len(self):
             sizes = " + ".join(f"{pool} {size}" for pool, size in pools.items())

