@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 from torchmetrics.functional.image import (
@@ -81,8 +81,10 @@ def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float, confidence: float = 
             f"at least {int(np.ceil(1 / fpr))} are needed"
         )
     caught = int((inside > outside[-allowed - 1]).sum()) if allowed < len(outside) else len(inside)
-    interval = binomtest(caught, len(inside)).proportion_ci(confidence, method="exact")
-    return Estimate(caught / len(inside), float(interval.low), float(interval.high))
+    missed, tail = len(inside) - caught, (1 - confidence) / 2
+    low = beta.ppf(tail, caught, missed + 1) if caught else 0.0
+    high = beta.ppf(1 - tail, caught + 1, missed) if missed else 1.0
+    return Estimate(caught / len(inside), float(low), float(high))
 
 
 def balanced_accuracy(scores: Tensor, members: Tensor, threshold: float | Tensor) -> float:

@@ -2,7 +2,6 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
@@ -72,7 +71,7 @@ def roc_curves(
     ax.plot([floor, 1], [floor, 1], color="0.6", lw=1, ls="-", label="chance")
     ax.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
     ax.set(xlabel="false-positive rate", ylabel="true-positive rate")
-    ax.legend(loc="lower right", fontsize="small")
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), fontsize="small")
     return ax
 
 
@@ -90,7 +89,7 @@ def line_with_band(x, values, label: str, ax: Axes | None = None, index: int = 0
         The Axes.
     """
     ax = ax or plt.subplots()[1]
-    values = np.asarray(torch.as_tensor(values, dtype=torch.float64))
+    values = np.asarray(values, dtype=float)
     mean = values.mean(1)
     error = 2 * values.std(1, ddof=1) / np.sqrt(values.shape[1]) if values.shape[1] > 1 else 0
     i = index % len(COLORS)
@@ -103,9 +102,10 @@ def histogram_pair(
     members: Tensor,
     nonmembers: Tensor,
     xlabel: str,
-    threshold: float | None = None,
+    mark: float | None = None,
     bins: int = 40,
     ax: Axes | None = None,
+    names: tuple[str, str, str] = ("members", "nonmembers", "threshold"),
 ) -> Axes:
     """Two overlaid histograms, members against nonmembers, as shares of each group.
 
@@ -113,9 +113,10 @@ def histogram_pair(
         members: (M,) values.
         nonmembers: (N,) values.
         xlabel: what the values are, with their unit.
-        threshold: a decision threshold to mark.
+        mark: a value to mark, such as a decision threshold.
         bins: number of bins.
         ax: where to draw; a new figure by default.
+        names: of the two groups and of the mark.
 
     Returns:
         The Axes.
@@ -124,13 +125,13 @@ def histogram_pair(
     groups = [np.asarray(v.detach().cpu(), dtype=float) for v in (members, nonmembers)]
     both = np.concatenate(groups)
     edges = np.linspace(both.min(), both.max() + 1e-9, bins + 1)
-    for i, (group, name) in enumerate(zip(groups, ("members", "nonmembers"), strict=True)):
+    for i, (group, name) in enumerate(zip(groups, names[:2], strict=True)):
         share = np.full(len(group), 1 / max(len(group), 1))
         hatch = ("//", "\\\\")[i]
         look = dict(color=COLORS[i], alpha=0.45, edgecolor=COLORS[i], hatch=hatch, label=name)
         ax.hist(group, edges, weights=share, histtype="stepfilled", **look)
-    if threshold is not None:
-        ax.axvline(threshold, color="k", ls="--", lw=1.2, label=f"threshold {threshold:.3g}")
+    if mark is not None:
+        ax.axvline(mark, color="k", ls="--", lw=1.2, label=f"{names[2]} {mark:.3g}")
     ax.set(xlabel=xlabel, ylabel="share of group")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.legend(fontsize="small")

@@ -1,0 +1,50 @@
+# Every target sets up .venv by itself, and reuses it while pyproject.toml and requirements.txt
+# stay as they are. Needs Python 3.11 or later and make; nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(shell cat pyproject.toml requirements.txt | cksum | cut -d ' ' -f 1)
+ALL_NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*')
+# Committed notebooks that `make test` reruns as they are; `make test-all` takes every one.
+NOTEBOOKS ?= notebooks/00_start_here.ipynb notebooks/attacks/membership_shadow.ipynb
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax tests
+
+.PHONY: env run lab test test-all bench strip clean
+.DEFAULT_GOAL := run
+
+env: $(READY)
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vplib needs Python 3.11 or later; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV): PyTorch, JupyterLab and what they need (some minutes, some GB; once)."
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[test]'
+	@rm -f $(VENV)/.ready-* && touch $@
+	@echo "$(VENV) is ready."
+
+run: env
+	@$(BIN)/vplib run --core --gallery notebooks/gallery
+
+lab: env
+	@$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+test: env
+	@echo "Running the library's tests, the notebooks end to end and as committed, and the browser tests."
+	@$(PYTEST) $(NOTEBOOKS)
+
+test-all: env
+	@$(PYTEST) $(ALL_NOTEBOOKS)
+
+bench: env
+	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# Runs each notebook from a clean kernel, keeps the claims' output alone, and regenerates the Colab
+# guard and README's table. One notebook: make strip ALL_NOTEBOOKS=notebooks/attacks/NAME.ipynb
+strip: env
+	@$(BIN)/python -m vplib.runner.strip $(ALL_NOTEBOOKS)
+	@$(BIN)/ruff format --quiet notebooks
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +
