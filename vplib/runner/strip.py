@@ -1,0 +1,108 @@
+"""Prepares notebooks for git: `python -m vplib.runner.strip NOTEBOOK...`, or `make strip`."""
+
+import csv
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKERS = "<!-- notebooks: written by make strip -->", "<!-- end of notebooks -->"
+
+
+def guard(address: str) -> str:
+    """The first lines of every setup cell: on Colab, install the library.
+
+    Args:
+        address: where the repository is published; empty while it is not.
+    """
+    install = (
+        f'    %pip install -q "vplib @ git+{address}"'
+        if address
+        else '    print("Upload a zip of this repository, then run: %pip install -q ./vplib.zip")'
+    )
+    return f'import sys\n\nif "google.colab" in sys.modules:\n{install}\n'
+
+
+def published_address(root: Path = ROOT) -> str:
+    """The repository's address from `[tool.vplib]` in pyproject.toml."""
+    return tomllib.loads((root / "pyproject.toml").read_text())["tool"]["vplib"]["address"]
+
+
+def with_generated(notebook, address: str, path: str):
+    """The notebook with its Colab guard and badge as the address wants them.
+
+    Args:
+        notebook: an nbformat notebook; changed in place.
+        address: where the repository is published; empty while it is not.
+        path: the notebook's path in the repository.
+    """
+    badge = "https://colab.research.google.com/assets/colab-badge.svg"
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.source.startswith("import sys\n\nif "):
+            rest = re.split(r"\n(?=\S)", cell.source, maxsplit=2)[2:]
+            cell.source = guard(address) + "".join("\n" + part for part in rest)
+            break
+    title = notebook.cells[0]
+    lines = [line for line in title.source.split("\n") if badge not in line]
+    if address:
+        github = address.removeprefix("https://github.com/").removesuffix(".git")
+        link = f"https://colab.research.google.com/github/{github}/blob/main/{path}"
+        lines += [f"[![Open in Colab]({badge})]({link})"]
+    title.source = "\n".join(lines).rstrip("\n")
+    return notebook
+
+
+def notebook_table(root: Path = ROOT) -> str:
+    """README's table of notebooks and count of papers, from the notebooks and papers.csv."""
+    import nbformat
+
+    rows = ["| notebook | what happens | minutes | data | claims |", "|---|---|---|---|---|"]
+    for path in sorted((root / "notebooks").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+        notebook = nbformat.read(path, as_version=4)
+        about = notebook.metadata["vplib"]
+        said = "".join(o.get("text", "") for c in notebook.cells for o in c.get("outputs", ()))
+        counts = {k: len(re.findall(f"^{k} ", said, re.M)) for k in ("holds", "not reproduced")}
+        claims = ", ".join(f"{n} {k}" for k, n in counts.items() if n) or "none"
+        link = path.relative_to(root).as_posix()
+        name = link.removeprefix("notebooks/").removesuffix(".ipynb")
+        datasets = ", ".join(about["datasets"])
+        rows.append(
+            f"| [{name}]({link}) | {about['title']} | {about['minutes']} | {datasets} | {claims} |"
+        )
+    with (root / "notebooks" / "papers.csv").open(newline="", encoding="utf-8") as file:
+        states = [row["state"] for row in csv.DictReader(file)]
+    done = f"Of the survey's {len(states)} papers, {states.count('works')} work here"
+    rest = f"{states.count('not reproduced')} did not reproduce, {states.count('planned')} to come"
+    return "\n".join([*rows, "", f"{done}, {rest}."])
+
+
+def main(paths: list[str]) -> None:
+    """Runs each notebook, keeps the claims' output alone, and rewrites what is generated."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    address = published_address()
+    for path in map(Path, paths):
+        print(f"{path}: running", flush=True)
+        where = path.resolve().relative_to(ROOT).as_posix()
+        notebook = with_generated(nbformat.read(path, as_version=4), address, where)
+        resources = {"metadata": {"path": path.resolve().parent}}
+        client = NotebookClient(notebook, timeout=None, resources=resources, record_timing=False)
+        client.execute()
+        notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "vplib")}
+        nbformat.write(notebook, path)
+        command = [sys.executable, "-m", "nbstripout", "--keep-id", "--keep-count", str(path)]
+        subprocess.run(command, check=True)
+    readme = ROOT / "README.md"
+    start, end = MARKERS
+    before, _, rest = readme.read_text().partition(start)
+    after = rest.partition(end)[2]
+    readme.write_text(f"{before}{start}\n{notebook_table()}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
