@@ -1,0 +1,234 @@
+"""What a notebook must look like (house style), as a list of what is wrong with it."""
+
+import ast
+import csv
+import json
+import re
+from pathlib import Path
+
+import nbformat
+
+from vplib import exercises
+from vplib.runner.strip import guard, published_address
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTIONS = (
+    "Paper and claim",
+    "Threat model",
+    "Setup",
+    "Parameters",
+    "Data",
+    "Baseline",
+    "Method",
+    "Experiment",
+    "What stops it",
+    "Paper against ours",
+    "Explore",
+    "Exercises",
+    "Going further",
+    "References",
+)
+ABOUT = {"title", "paper", "minutes", "datasets", "core", "extras"}
+FORBIDDEN = ("os.chdir", "sys.path", "%autoreload", "import *", ".cuda()", "plt.show()", "try:")
+STATES = ("planned", "works", "not reproduced")
+MAX_CODE_LINES, MAX_PART_ONE_CELLS, MAX_BYTES, MAX_HERO_BYTES = 30, 45, 200_000, 100_000
+
+
+def all_notebooks(root: Path = ROOT) -> list[Path]:
+    """The committed notebooks."""
+    found = (root / "notebooks").rglob("*.ipynb")
+    return sorted(p for p in found if ".ipynb_checkpoints" not in p.parts)
+
+
+def read_papers(root: Path = ROOT) -> list[dict]:
+    """The rows of papers.csv."""
+    with (root / "notebooks" / "papers.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def problems(path: Path, papers: list[dict] | None = None, address: str | None = None) -> list[str]:
+    """What is wrong with one notebook, a sentence each; empty if nothing is.
+
+    Args:
+        path: the notebook.
+        papers: the rows of papers.csv; None skips what agrees with them (the template).
+        address: where the repository is published.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except (json.JSONDecodeError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
+        return [f"is no valid notebook: {error}"]
+    start_page = path.stem == "00_start_here"
+    address = published_address() if address is None else address
+    found = _metadata(notebook, path, papers is not None) + _outputs(notebook, start_page)
+    found += _setup_and_parameters(notebook, address) + _code(notebook)
+    if not start_page:
+        found += _sections(notebook) + _exercises(notebook) + _claims(notebook, path, papers)
+    return found
+
+
+def paper_problems(papers: list[dict], root: Path = ROOT) -> list[str]:
+    """What is wrong with papers.csv as a whole."""
+    found, names = [], [row["paper"] for row in papers]
+    found += [f"{n} stands twice" for n in sorted({n for n in names if names.count(n) > 1})]
+    for row in papers:
+        if row["state"] not in STATES:
+            found.append(f"{row['paper']}: unknown state {row['state']!r}")
+        if row["state"] != "planned" and not (root / f"notebooks/{row['notebook']}.ipynb").exists():
+            found.append(f"{row['paper']} is {row['state']}, but {row['notebook']} does not exist")
+    return found
+
+
+def headings(notebook) -> list[str]:
+    """All Markdown headings, without their number signs."""
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    return [h.strip() for h in re.findall(r"^#+ (.*)$", text, re.M)]
+
+
+def _tagged(notebook, tag):
+    return [c for c in notebook.cells if tag in c.metadata.get("tags", ())]
+
+
+def _code_cells(notebook):
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def _metadata(notebook, path, committed) -> list[str]:
+    found = []
+    about = notebook.metadata.get("vplib", {})
+    if set(about) != ABOUT:
+        found.append(f"metadata.vplib must hold exactly {sorted(ABOUT)}")
+    if path.stat().st_size > MAX_BYTES:
+        found.append(f"is {path.stat().st_size} bytes, more than {MAX_BYTES}: strip it")
+    hero = path.resolve().parents[1] / "gallery" / f"{path.stem}.png"
+    if path.parent.name == "notebooks":
+        hero = path.parent / "gallery" / f"{path.stem}.png"
+    if f"gallery/{path.stem}.png" not in notebook.cells[0].source:
+        found.append("the first cell does not show the hero figure from gallery/")
+    elif committed and not (hero.exists() and hero.stat().st_size <= MAX_HERO_BYTES):
+        found.append(f"{hero.name} is missing in gallery/ or over {MAX_HERO_BYTES} bytes")
+    if not _tagged(notebook, "hero"):
+        found.append("no cell is tagged hero")
+    return found
+
+
+def _outputs(notebook, start_page) -> list[str]:
+    found = [
+        f"cell {c.get('id')} has outputs left in: make strip"
+        for c in _code_cells(notebook)
+        if c.outputs and "keep_output" not in c.metadata.get("tags", ())
+    ]
+    if start_page:
+        return found
+    last = notebook.cells[-1]
+    if last.source.strip() != "claims.verify()":
+        found.append("the last cell is not claims.verify()")
+    if not {"keep_output", "nbval-check-output"} <= set(last.metadata.get("tags", ())):
+        found.append("the last cell lacks the tags keep_output and nbval-check-output")
+    text = "".join(o.get("text", "") for o in last.get("outputs", ()))
+    lines = text.splitlines()
+    if not lines or any(not re.match("(holds|not reproduced) ", line) for line in lines):
+        found.append("the last cell's output must be the claims' outcomes, none failing: make strip")
+    return found
+
+
+def _setup_and_parameters(notebook, address) -> list[str]:
+    found, cells = [], _code_cells(notebook)
+    if not cells or not cells[0].source.startswith(guard(address)):
+        found.append("the setup cell does not start with the Colab guard: make strip")
+    tagged = _tagged(notebook, "parameters")
+    if len(tagged) != 1:
+        return [*found, f"{len(tagged)} cells are tagged parameters, not one"]
+    cell = tagged[0]
+    values = {}
+    for node in ast.parse(cell.source).body:
+        try:
+            (target,) = node.targets
+            values[target.id] = ast.literal_eval(node.value)
+        except (AttributeError, ValueError):
+            found.append(f"parameters: line {node.lineno} is no NAME = literal")
+    wanted = {"SEED": int, "DEVICE": str, "PROFILE": str, "DATASET": str}
+    for name, kind in wanted.items():
+        if not isinstance(values.get(name), kind):
+            found.append(f"parameters: {name} is missing or no {kind.__name__}")
+    if not cell.source.rstrip().endswith("# change here, then Run All"):
+        found.append('parameters must end with "# change here, then Run All"')
+    following = cells[cells.index(cell) + 1].source
+    if "experiment.profile(" not in following or "seed_everything(SEED)" not in following:
+        found.append("the cell after the parameters must seed and choose the profile")
+    for other in cells:
+        for name in values:
+            if other is not cell and re.search(rf"^{name} *=[^=]", other.source, re.M):
+                found.append(f"cell {other.get('id')} sets the parameter {name} again")
+    return found
+
+
+def _code(notebook) -> list[str]:
+    found = []
+    for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):
+        if cell.cell_type != "code":
+            continue
+        where, lines = f"cell {cell.get('id')}", cell.source.count("\n") + 1
+        if lines > MAX_CODE_LINES:
+            found.append(f"{where} has {lines} lines, more than {MAX_CODE_LINES}")
+        if before is None or before.cell_type != "markdown":
+            found.append(f"{where} has no sentence before it")
+        found += [f"{where} uses {bad}" for bad in FORBIDDEN if bad in cell.source]
+    return found
+
+
+def _sections(notebook) -> list[str]:
+    found, have = [], headings(notebook)
+    position = -1
+    for section in SECTIONS:
+        later = [i for i, h in enumerate(have) if i > position and h.startswith(section)]
+        if not later:
+            found.append(f"section '{section}' is missing or out of order")
+        else:
+            position = later[0]
+    for i, cell in enumerate(notebook.cells):
+        if cell.source.startswith("## Going further") and i > MAX_PART_ONE_CELLS:
+            found.append(f"part one has {i} cells, more than {MAX_PART_ONE_CELLS}")
+    return found
+
+
+def _exercises(notebook) -> list[str]:
+    cells, known = _tagged(notebook, "exercise"), exercises.names()
+    found = [] if 3 <= len(cells) <= 5 else [f"{len(cells)} cells are tagged exercise, not 3 to 5"]
+    for cell in cells:
+        called = re.findall(r'exercises\.check\("([^"]+)"', cell.source)
+        if len(called) != 1 or called[0] not in known:
+            found.append(f"cell {cell.get('id')} checks no known exercise")
+        if "return None" not in cell.source:
+            found.append(f"cell {cell.get('id')}: the stub must return None")
+    return found
+
+
+def _claims(notebook, path, papers) -> list[str]:
+    source = "\n".join(c.source for c in _code_cells(notebook))
+    core = re.findall(r'experiment\.Claims\(\s*"([^"]+)"', source)
+    found = [] if len(core) == 1 else [f"{len(core)} Claims are made, not one"]
+    if "claims.show(" not in source:
+        found.append("claims.show() is never called")
+    calls = re.split(r"claims\.check\(", source)[1:]
+    claimed = set()
+    for call in calls:
+        of = re.search(r'\bof="([^"]+)"', call)
+        claimed.add(of.group(1) if of else (core or [""])[0])
+    if papers is None:
+        return found
+    ours = [r for r in papers if r["notebook"] == path.relative_to(path.parents[1]).with_suffix("").as_posix()]
+    have = headings(notebook)
+    for row in ours:
+        if row["state"] == "planned":
+            if row["paper"] in claimed:
+                found.append(f"papers.csv: {row['paper']} has a claim here, but is 'planned'")
+            continue
+        if row["section"] not in have:
+            found.append(f"papers.csv: no section '{row['section']}' for {row['paper']}")
+        if row["paper"] not in claimed:
+            found.append(f"papers.csv: {row['paper']} is {row['state']} without a claim")
+    if notebook.metadata.get("vplib", {}).get("paper") not in {r["paper"] for r in ours}:
+        found.append("metadata.vplib.paper is no row of papers.csv for this notebook")
+    return found

@@ -1,0 +1,182 @@
+"""Every notebook's anatomy, and that the check of it notices what is broken."""
+
+import copy
+import subprocess
+import sys
+import tomllib
+
+import nbformat
+import pytest
+from anatomy import ROOT, all_notebooks, headings, paper_problems, problems, read_papers
+
+from vplib.runner import strip
+
+EXAMPLE = ROOT / "notebooks" / "attacks" / "membership_shadow.ipynb"
+TEMPLATE = ROOT / "docs" / "template.ipynb"
+
+
+@pytest.mark.parametrize("path", all_notebooks(), ids=lambda p: p.stem)
+def test_notebook_has_its_anatomy(path):
+    assert problems(path, read_papers()) == []
+
+
+def test_template_has_the_anatomy_too():
+    assert problems(TEMPLATE) == []
+
+
+def test_papers_csv_is_whole():
+    papers = read_papers()
+    assert len(papers) == 136
+    assert paper_problems(papers) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.append(dict(rows[0])), "stands twice"),
+        (lambda rows: rows[0].update(state="done"), "unknown state"),
+        (lambda rows: rows[0].update(state="works", notebook="attacks/none"), "does not exist"),
+    ],
+)
+def test_papers_check_notices(change, message):
+    papers = copy.deepcopy(read_papers())
+    change(papers)
+    assert any(message in p for p in paper_problems(papers))
+
+
+def _cell(notebook, tag):
+    return next(c for c in notebook.cells if tag in c.metadata.get("tags", ()))
+
+
+def _retag(notebook, tag):
+    _cell(notebook, tag).metadata["tags"].remove(tag)
+
+
+def _edit(notebook, old, new):
+    hits = [c for c in notebook.cells if old in c.source]
+    assert hits, f"nothing to break: {old!r}"
+    for cell in hits:
+        cell.source = cell.source.replace(old, new)
+
+
+def _leave_output(notebook):
+    cell = _cell(notebook, "parameters")
+    cell.outputs = [nbformat.v4.new_output("stream", text="left in")]
+
+
+def _lengthen(notebook):
+    _cell(notebook, "hero").source += "\nx = 1" * 31
+
+
+BREAKS = {
+    "no parameters tag": (lambda n: _retag(n, "parameters"), "tagged parameters"),
+    "no hero tag": (lambda n: _retag(n, "hero"), "tagged hero"),
+    "no nbval tag": (lambda n: _retag(n, "nbval-check-output"), "lacks the tags"),
+    "no keep_output tag": (lambda n: _retag(n, "keep_output"), "outputs left in"),
+    "an exercise fewer tagged": (
+        lambda n: [_retag(n, "exercise") for _ in range(2)],
+        "tagged exercise",
+    ),
+    "no threat model": (lambda n: _edit(n, "## Threat model", "## Else"), "'Threat model'"),
+    "no references": (lambda n: _edit(n, "## References", "## Else"), "'References'"),
+    "sections swapped": (lambda n: _edit(n, "## Explore", "## Setup"), "'Explore'"),
+    "no SEED": (lambda n: _edit(n, "SEED = 0\n", ""), "SEED is missing"),
+    "no DATASET": (lambda n: _edit(n, 'DATASET = "digits"', 'DATA = "digits"'), "DATASET is missing"),
+    "a computed parameter": (lambda n: _edit(n, "SEED = 0", "SEED = 1 - 1"), "no NAME = literal"),
+    "an output left in": (_leave_output, "outputs left in"),
+    "no guard": (lambda n: _edit(n, "google.colab", "colab"), "Colab guard"),
+    "a long cell": (_lengthen, "more than 30"),
+    "a working folder": (lambda n: _edit(n, "plots.use_style()", "os.chdir('..')"), "uses os.chdir"),
+    "a hidden failure": (lambda n: _edit(n, "plots.use_style()", "try:\n    pass"), "uses try:"),
+    "no verify": (lambda n: _edit(n, "claims.verify()", "claims.show()"), "not claims.verify()"),
+    "an unknown exercise": (
+        lambda n: _edit(n, "membership_shadow.gap_attack", "membership_shadow.none"),
+        "no known exercise",
+    ),
+    "a section that papers.csv names": (
+        lambda n: _edit(n, "### Yeom et al. 2018", "### Someone 2018"),
+        "no section 'Yeom",
+    ),
+    "a claim that papers.csv counts": (
+        lambda n: _edit(n, 'of="Sablayrolles 2019"', 'of="Someone 2019"'),
+        "Sablayrolles 2019 is works without a claim",
+    ),
+    "no metadata": (lambda n: n.metadata.pop("vplib"), "metadata.vplib"),
+    "a failing claim": (
+        lambda n: n.cells[-1].outputs[0].update(text="FAILS           Shokri 2017: x\n"),
+        "none failing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_static_check_notices(name, tmp_path):
+    change, message = BREAKS[name]
+    broken = nbformat.read(EXAMPLE, as_version=4)
+    change(broken)
+    path = tmp_path / "attacks" / EXAMPLE.name
+    path.parent.mkdir()
+    nbformat.write(broken, path)
+    assert any(message in p for p in problems(path, read_papers())), problems(path, read_papers())
+
+
+def test_static_check_notices_a_row_without_its_section():
+    papers = read_papers()
+    row = next(r for r in papers if r["paper"] == "Yeom 2018")
+    row["section"] = ""
+    assert any("no section ''" in p for p in problems(EXAMPLE, papers))
+
+
+def test_static_check_notices_a_truncated_notebook(tmp_path):
+    path = tmp_path / "membership_shadow.ipynb"
+    path.write_bytes(EXAMPLE.read_bytes()[:5000])
+    assert "no valid notebook" in problems(path)[0]
+
+
+@pytest.mark.parametrize("command", [("check",), ("format", "--check")])
+def test_ruff(command):
+    ran = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "vplib", "tests", "notebooks", "docs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_readme_table_is_current():
+    assert strip.notebook_table() in (ROOT / "README.md").read_text()
+
+
+def test_guard_and_badge_follow_the_address():
+    notebook = nbformat.read(EXAMPLE, as_version=4)
+    address = "https://github.com/someone/vplib"
+    before = notebook.cells[0].source
+    strip.with_generated(notebook, address, "notebooks/attacks/membership_shadow.ipynb")
+    setup = next(c for c in notebook.cells if c.cell_type == "code")
+    assert f'%pip install -q "vplib @ git+{address}"' in setup.source
+    assert "from vplib import" in setup.source
+    badge = "colab.research.google.com/github/someone/vplib/blob/main/notebooks/attacks/"
+    assert badge in notebook.cells[0].source
+    strip.with_generated(notebook, "", "notebooks/attacks/membership_shadow.ipynb")
+    assert notebook.cells[0].source == before
+    assert setup.source.startswith(strip.guard(""))
+
+
+def test_requirements_and_environment_agree_with_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["lab"]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == wanted
+    environment = (ROOT / "environment.yml").read_text()
+    assert "-r requirements.txt" in environment and "-e ." in environment
+
+
+def test_every_notebook_is_linked_from_the_start_page_or_readme():
+    readme = (ROOT / "README.md").read_text()
+    for path in all_notebooks():
+        assert path.relative_to(ROOT).as_posix() in readme
+
+
+def test_headings_are_read():
+    assert "Threat model" in headings(nbformat.read(EXAMPLE, as_version=4))
