@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.stats import beta, binomtest
 from skimage.metrics import structural_similarity
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
@@ -139,6 +139,8 @@ def test_the_interval_is_clopper_and_pearsons(caught, confidence):
     low = 0 if caught == 0 else beta.ppf(tail, caught, 11 - caught)
     high = 1 if caught == 10 else beta.ppf(1 - tail, caught + 1, 10 - caught)
     assert found == pytest.approx((caught / 10, low, high), abs=1e-9)
+    peer = binomtest(caught, 10).proportion_ci(confidence, method="exact")
+    assert found[1:] == pytest.approx((peer.low, peer.high), abs=1e-9)
 
 
 def test_clopper_pearson_of_the_textbook():
