@@ -49,8 +49,12 @@ _LOOKS = {
     "planned": dict(facecolor="#E8EDF2", edgecolor="#C3CDD8", hatch="///"),
 }
 STATES = tuple(_LOOKS)
-_BOX = dict(facecolor="white", edgecolor="none", pad=1.2, alpha=0.9)
-_CELL = "style='text-align:left;vertical-align:top;white-space:normal;padding:4px 14px 4px 4px'"
+# Grays with transparency, and JupyterLab's own colors where it has them: light and dark alike.
+_CELL = "text-align:left;vertical-align:top;white-space:normal;line-height:1.4"
+_CELL += ";padding:5px 14px 5px 8px;border-bottom:1px solid #8884"
+_HEAD = f"{_CELL};position:sticky;top:0;background:var(--jp-layout-color0,Canvas)"
+_BOX = "display:inline-block;max-width:100%;max-height:26em;overflow:auto;border:1px solid #8886"
+_LINK = "<a href='{0}.ipynb' target='_blank'>{0}</a>"
 
 
 def sections_of(survey_place: str) -> tuple[str, ...]:
@@ -160,7 +164,8 @@ def draw_map(papers: Sequence[Paper], ax: Axes | None = None) -> Axes:
         sizes = np.array([len(find(papers, number, state)) for number in SECTIONS])
         bars = ax.barh(places, sizes, left=left, height=0.74, label=state, **look)
         texts = [size or "" for size in sizes]
-        ax.bar_label(bars, texts, label_type="center", fontsize=8, bbox=_BOX)
+        box = dict(facecolor="white", edgecolor="none", pad=1.2, alpha=0.9)
+        ax.bar_label(bars, texts, label_type="center", fontsize=8, bbox=box)
         left += sizes
     ax.set_yticks(places, [f"{number}  {title}" for number, title in SECTIONS.items()])
     ax.set(ylim=(y - 0.8, -0.7), xlabel="papers in this section of the survey")
@@ -170,16 +175,14 @@ def draw_map(papers: Sequence[Paper], ax: Axes | None = None) -> Axes:
     return ax
 
 
-_LINK = "<a href='{0}.ipynb' target='_blank'>{0}</a>"
-
-
 def _html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A count and a table of cells that are HTML already, in a box that the keyboard scrolls."""
-    head = "".join(f"<th scope='col' {_CELL}>{column}</th>" for column in columns)
+    head = "".join(f"<th scope='col' style='{_HEAD}'>{column}</th>" for column in columns)
     body = ""
     for first, *others in rows:
-        cells = "".join(f"<td {_CELL}>{cell}</td>" for cell in others)
-        body += f"<tr><th scope='row' {_CELL}>{first}</th>{cells}</tr>"
-    box = f"role='region' aria-label='{title}' tabindex='0' style='max-height:24em;overflow:auto'"
-    found = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<p role='status'><b>{title}</b></p>" + (f"<div {box}>{found}</div>" if rows else "")
+        cells = "".join(f"<td style='{_CELL}'>{cell}</td>" for cell in others)
+        body += f"<tr><th scope='row' style='{_CELL}'>{first}</th>{cells}</tr>"
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    found = f"<table style='margin:0;border-spacing:0'>{inside}</table>"
+    box = f"<div role='region' aria-label='{title}' tabindex='0' style='{_BOX}'>{found}</div>"
+    return f"<p role='status'><b>{title}</b></p>" + (box if rows else "")

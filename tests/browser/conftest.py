@@ -1,0 +1,49 @@
+"""Fixtures of the browser tests: a running JupyterLab, and a page of Debian's Chromium in it."""
+
+import os
+
+import pytest
+from lab_page import CHROMIUM_ARGS, CHROMIUM_NAMES, find_chromium, running_lab
+
+from vplib import experiment
+
+
+def _missing(reason: str):
+    """Where CI runs, a test that cannot run has failed; elsewhere it is skipped with the reason."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI needs the browser tests: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, as installed on this machine."""
+    chromium = find_chromium()
+    if chromium is None:
+        _missing(f"no {' or '.join(CHROMIUM_NAMES)} in PATH; on Debian: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _missing("playwright is not installed; pip install playwright")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(browser, tmp_path_factory):
+    """JupyterLab on a copy of this repository's notebooks."""
+    notebooks = experiment.repository_root() / "notebooks"
+    with running_lab(notebooks, tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+@pytest.fixture
+def page(browser, lab):
+    """A fresh page that is logged in to JupyterLab."""
+    with browser.new_context(base_url=lab.url, viewport={"width": 1400, "height": 1000}) as context:
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.goto(f"/api/status?token={lab.token}")  # leaves the login cookie
+        yield page
