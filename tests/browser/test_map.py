@@ -46,6 +46,13 @@ def test_the_map_follows_its_controls(page):
     type_text(page, "Search", "")
     choose(page, "State", "planned")
     expect(status).to_have_text(counted(state="planned"))
+    expect(view.get_by_role("link")).to_have_count(0)
+
+    choose(page, "State", "works")
+    expect(status).to_have_text(counted(state="works"))
+    expect(view.get_by_role("link")).to_have_count(len(survey.find(PAPERS, state="works")))
+    open_now = page.locator(".jp-OutputArea-executeResult").get_by_role("link")
+    expect(open_now).to_have_count(len({p.notebook for p in PAPERS if p.state != "planned"}))
 
     figures = page.locator(".jp-OutputArea-output.jp-RenderedImage img")
     expect(figures).to_have_count(4)
