@@ -54,7 +54,9 @@ def test_an_attempt_that_raises_is_told_its_error(name, capsys):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("answer", [0.123, "text", [], {}, object()], ids=str)
+@pytest.mark.parametrize(
+    "answer", [0.123, "text", [], {}, object()], ids=lambda a: type(a).__name__
+)
 def test_a_wrong_answer_is_never_right(name, answer, capsys):
     said = verdict(name, lambda *args, **kwargs: answer, capsys)
     assert said and not said.startswith("right") and said != "not attempted yet"
