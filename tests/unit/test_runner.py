@@ -1,0 +1,688 @@
+"""The command line: what it refuses, what it runs, what it keeps and what it reports."""
+
+import base64
+import html
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+from click.testing import CliRunner
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from vplib import experiment
+from vplib.runner import report, run
+from vplib.runner.cli import cli, main
+
+PARAMETERS = """SEED = 0
+PROFILE = "lab"
+DATASET = "digits"
+RATE: float = 0.5
+SIZES = (1, 2)
+FAST = False
+LIMIT = None"""
+PROFILES = "cfg = experiment.profile(\n    PROFILE, lab=dict(n=1), paper=dict(n=2)\n)"
+CLAIM = """claims = experiment.Claims("Core 2017", data=DATASET, asserted_on=("digits",))
+claims.check("more leaks", paper="0.52", ours=f"{SEED + 0.25}", holds=RATE < 1)
+claims.check("never seen", paper="0.9 <b>", ours="0.1", holds=False, not_reproduced="too small")
+claims.show()"""
+FIGURE = """import matplotlib.pyplot as plt
+plt.figure(figsize=(2, 1)); plt.plot([0, SEED]); plt.show()"""
+
+
+def code(source, *tags):
+    return new_code_cell(source, metadata={"tags": list(tags)})
+
+
+def save(path, *cells, **about):
+    """A small notebook of these cells after the usual first ones, as a file."""
+    first = [new_markdown_cell("# Title"), code(PARAMETERS, "parameters"), code(PROFILES)]
+    notebook = new_notebook(cells=first + list(cells), metadata={"vplib": about} if about else {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def noisy_png(side=300):
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def executed(path, *outputs, tags=(), **papermill_metadata):
+    """A notebook as a run leaves it, with these outputs, made without a kernel."""
+    cell = new_code_cell("x = 1", execution_count=1, outputs=list(outputs))
+    cell.metadata.tags = list(tags)
+    cells = [new_markdown_cell("## Part\n\nA sentence, **bold**. More."), cell]
+    times = {"start_time": "2025-01-01T00:00:00", "end_time": "2025-01-01T00:00:03"}
+    about = {"papermill": {**times, "duration": 3.0, **papermill_metadata}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata=about), path)
+    return path
+
+
+def payload(kind, value):
+    return new_output("display_data", {report.MIME: {kind: value}, "text/plain": ""})
+
+
+def row(claim, outcome="holds", ours="1"):
+    return {"of": "P", "claim": claim, "paper": "1", "ours": ours, "outcome": outcome, "why": ""}
+
+
+@pytest.fixture
+def ran_nothing(monkeypatch, tmp_path):
+    """Fails the test if a notebook is executed; returns an output folder that must not appear."""
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "out"
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def refused(*arguments):
+    """The one line that the command says before it ends with status 2."""
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    return result.stderr
+
+
+# --- what is refused before anything runs -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["-p", "SED", "3"], "unknown parameter 'SED'; did you mean 'SEED'?"),
+        (["-p", "SEED", "abc"], "SEED must be of type int, like 0; not 'abc'"),
+        (["-p", "SEED", "1.5"], "SEED must be of type int, like 0; not 1.5"),
+        (["-p", "SEED", "True"], "SEED must be of type int, like 0; not True"),
+        (["-p", "FAST", "1"], "FAST must be of type bool, like False; not 1"),
+        (["-p", "DATASET", "3"], "DATASET must be of type str, like 'digits'; not 3"),
+        (["-p", "SIZES", "1"], "SIZES must be of type list, like [1, 2]; not 1"),
+        (["--profile", "labb"], "unknown profile 'labb'; did you mean 'lab'?"),
+        (["-p", "PROFILE", "paperr"], "unknown profile 'paperr'; did you mean 'paper'?"),
+        (["-p", "DATASET", "digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
+        (["-p", "DATASET", "folder:none"], "no such folder"),
+    ],
+)
+def test_refuses_parameters(ran_nothing, tmp_path, arguments, said):
+    path = save(tmp_path / "tiny.ipynb")
+    line = refused("run", path, "--out", ran_nothing, *arguments)
+    assert f"tiny: {said}" in line or (said in line and "tiny: " in line)
+
+
+def test_every_notebook_must_know_a_parameter(ran_nothing, tmp_path):
+    knows, other = save(tmp_path / "knows.ipynb"), tmp_path / "other.ipynb"
+    nbformat.write(new_notebook(cells=[code("WIDTH = 1", "parameters")]), other)
+    line = refused("run", knows, other, "-p", "SEED", "1", "--out", ran_nothing)
+    assert "other: unknown parameter 'SEED'" in line and "WIDTH" in line
+
+
+@pytest.mark.parametrize("wanted", ["attacks/membership_shado", "membership_shadow"])
+def test_offers_the_nearest_notebook(ran_nothing, wanted):
+    line = refused("run", wanted, "--out", ran_nothing)
+    assert f"no notebook '{wanted}'; did you mean 'attacks/membership_shadow'?" in line
+
+
+def test_refuses_nothing_to_run(ran_nothing):
+    assert "nothing to run" in refused("run", "--out", ran_nothing)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"cells": 3}', '{"nbformat": 3}', "\xff"])
+def test_refuses_a_damaged_notebook(ran_nothing, tmp_path, content):
+    (tmp_path / "bad.ipynb").write_text(content, encoding="latin-1")
+    line = refused("run", tmp_path / "bad.ipynb", "--out", ran_nothing)
+    assert "bad.ipynb is not a readable notebook" in line
+
+
+def test_refuses_parameters_that_are_no_python(ran_nothing, tmp_path):
+    nbformat.write(new_notebook(cells=[code("A = = 1", "parameters")]), tmp_path / "odd.ipynb")
+    assert "its parameters cell, line 1" in refused("run", "odd.ipynb", "--out", ran_nothing)
+
+
+def test_refuses_two_notebooks_of_one_name(ran_nothing, tmp_path):
+    one, two = save(tmp_path / "a" / "same.ipynb"), save(tmp_path / "b" / "same.ipynb")
+    line = refused("run", one, two, "--out", ran_nothing)
+    assert "two notebooks are called 'same'" in line
+
+
+def test_refuses_a_folder_that_cannot_be_written(ran_nothing, tmp_path):
+    path = save(tmp_path / "tiny.ipynb")
+    (tmp_path / "file").write_text("x")
+    line = refused("run", path, "--out", tmp_path / "file" / "inside")
+    assert "cannot write to" in line and "inside" in line
+
+
+def test_never_writes_over_a_source(ran_nothing, tmp_path):
+    path = save(tmp_path / "tiny.ipynb")
+    before = path.read_bytes()
+    assert "was not made by a run" in refused("run", path, "--out", tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_names_the_missing_extra(ran_nothing, tmp_path, monkeypatch):
+    wanted = ["torch>=2.4", "nowhere-lib>=1; extra == 'he'", "click; extra == 'he'"]
+    monkeypatch.setattr(run.importlib.metadata, "requires", lambda name: wanted)
+    path = save(tmp_path / "needs.ipynb", extras=["he"])
+    line = refused("run", path, "--out", ran_nothing)
+    assert 'needs needs nowhere-lib: pip install "vplib[he]"' in line
+    assert run._missing("no_such_extra") == "extra 'no_such_extra'"
+
+
+def test_an_installed_extra_is_not_missing():
+    assert run._missing("lab") == ""
+
+
+def test_says_how_to_get_papermill(ran_nothing, tmp_path, monkeypatch):
+    path = save(tmp_path / "tiny.ipynb")
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    assert 'pip install "vplib[lab]"' in refused("run", path, "--out", ran_nothing)
+
+
+@pytest.mark.parametrize("arguments", [["runn"], ["run", "-p", "SEED"], ["run", "--outt", "x"]])
+def test_wrong_usage_is_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("vplib: ") and said.err.count("\n") == 1
+
+
+def test_no_command_shows_the_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2 and "report" in capsys.readouterr().err
+
+
+def test_a_full_disk_during_the_run_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: None)
+    monkeypatch.setattr(report, "write_beside", full)
+    path = save(tmp_path / "tiny.ipynb")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(path), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "vplib: [Errno 28] No space left on device\n"
+
+
+# --- values, parameters, profiles ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, default, value",
+    [
+        ("3", 0, 3),
+        ("-3", 0, -3),
+        ("3", 0.5, 3),
+        ("1e-3", 0.5, 0.001),
+        ("True", False, True),
+        ("auto", "cpu", "auto"),
+        ("'3'", "cpu", "3"),
+        ("None", None, None),
+        ("64", None, 64),
+        ("text", None, "text"),
+        ("{1, 2}", None, "{1, 2}"),
+        ("1,2", (3, 4), [1, 2]),
+        ("[1, 2.5]", [0.5], [1, 2.5]),
+        ("[]", [1], []),
+        ("['a', 1]", [], ["a", 1]),
+        ("{'a': 1}", {}, {"a": 1}),
+    ],
+)
+def test_parses_values(text, default, value):
+    default = list(default) if isinstance(default, tuple) else default
+    parsed = run.parse_value("X", text, default)
+    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text, default",
+    [
+        ("x", 0),
+        ("0.5", 0),
+        ("False", 0),
+        ("0", False),
+        ("True", 0.5),
+        ("nan", 0.5),
+        ("3", "text"),
+        ("None", "text"),
+        ("3", [1]),
+        ("[1]", {}),
+        ("((((", 1),
+    ],
+)
+def test_refuses_values_of_another_type(text, default):
+    with pytest.raises(ValueError, match="^X must be "):
+        run.parse_value("X", text, default)
+
+
+def test_reads_parameters_from_the_tagged_cell_only(tmp_path):
+    cells = [code("OTHER = 1"), code("%pip install x"), code("profile = lambda x: x")]
+    notebook = report.read(save(tmp_path / "tiny.ipynb", *cells))
+    assert report.parameters(notebook) == {
+        "SEED": 0,
+        "PROFILE": "lab",
+        "DATASET": "digits",
+        "RATE": 0.5,
+        "SIZES": [1, 2],
+        "FAST": False,
+        "LIMIT": None,
+    }
+    assert run._profiles(notebook) == ["lab", "paper"]
+
+
+def test_makes_a_relative_folder_of_images_absolute(tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path / "tiny.ipynb")
+    jobs, _ = run.check({"tiny": path}, {"DATASET": "folder:pictures"}, tmp_path / "out")
+    assert jobs[0][3] == {"DATASET": f"folder:{(tmp_path / 'pictures').resolve()}"}
+
+
+def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path / "tiny.ipynb")
+    folders = {run.check({"tiny": path}, {}, None)[1] for _ in range(3)}
+    assert len(folders) == 3
+    assert all(f.parent == tmp_path / "runs" and f.is_dir() for f in folders)
+
+
+# --- list, cache --------------------------------------------------------------------------------
+
+
+def clone(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "repository_root", lambda: tmp_path)
+    books = tmp_path / "notebooks"
+    save(books / "00_start_here.ipynb", title="Start", minutes=5, datasets=[], core=True)
+    save(books / "attacks" / "one.ipynb", title="First", minutes=90, datasets=["a", "b"], core=True)
+    save(books / "attacks" / "two.ipynb", title="Second", minutes=9, datasets=["a"], core=False)
+    save(books / "attacks" / ".ipynb_checkpoints" / "one.ipynb", title="A copy")
+    return books
+
+
+def test_lists_notebooks_as_an_aligned_table(tmp_path, monkeypatch):
+    books = clone(tmp_path, monkeypatch)
+    (books / "attacks" / "zz.ipynb").write_text("{")
+    result = CliRunner().invoke(cli, ["list"])
+    assert result.exit_code == 0
+    head, start, one, two, bad = result.stdout.splitlines()
+    assert start.split() == ["00_start_here", "Start", "5", "core"]
+    assert one.split() == ["attacks/one", "First", "90", "core", "a,", "b"]
+    assert two.split() == ["attacks/two", "Second", "9", "a"]
+    assert "attacks/zz" in bad and "unreadable" in bad
+    assert {line.index(t) for line, t in ((head, "TITLE"), (one, "First"), (two, "Second"))} == {
+        one.index("First")
+    }
+
+
+def test_list_outside_a_clone(monkeypatch):
+    monkeypatch.setattr(experiment, "repository_root", lambda: None)
+    assert "no notebooks here" in refused("list")
+
+
+def test_core_takes_the_start_page_and_what_says_core(tmp_path, monkeypatch):
+    clone(tmp_path, monkeypatch)
+    assert list(run.find((), core=True)) == ["00_start_here", "attacks/one"]
+    both = run.find(("attacks/two", str(tmp_path / "notebooks/attacks/one.ipynb")), core=True)
+    assert list(both) == ["00_start_here", "attacks/one", "attacks/two"]
+
+
+def test_cache_shows_and_clears_models_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPLIB_CACHE", str(tmp_path))
+    (tmp_path / "models" / "deep").mkdir(parents=True)
+    (tmp_path / "models" / "deep" / "a.safetensors").write_bytes(b"0" * 1_500_000)
+    (tmp_path / "data.txt").write_text("stays")
+    shown = CliRunner().invoke(cli, ["cache"])
+    assert f"1 files, 1.5 MB of models in {tmp_path / 'models'}" in shown.stdout
+    assert (tmp_path / "models" / "deep" / "a.safetensors").exists()
+    cleared = CliRunner().invoke(cli, ["cache", "--clear"])
+    assert cleared.exit_code == 0 and "removing 1 files, 1.5 MB" in cleared.stdout
+    assert not (tmp_path / "models").exists() and (tmp_path / "data.txt").exists()
+    assert "0 files" in CliRunner().invoke(cli, ["cache", "--clear"]).stdout
+
+
+def test_the_command_starts_without_the_heavy_libraries():
+    source = (
+        "import sys, vplib.runner.cli; print({'torch', 'papermill', 'nbformat'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+# --- real runs, shared by the tests below ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """One good notebook, run as a user would, though another kernel is called python3."""
+    folder = tmp_path_factory.mktemp("good {of} mine")  # papermill formats paths
+    trap = folder / "jupyter" / "kernels" / "python3"
+    trap.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}
+    (trap / "kernel.json").write_text(json.dumps(spec))
+    path = save(
+        folder / "fine.ipynb",
+        code("import sys\nfrom vplib import experiment"),
+        code("experiment.record('interpreter', sys.executable); experiment.record('rate', RATE)"),
+        code("1 / 0", "raises-exception"),
+        new_markdown_cell("See the [link](x.html) *first*. Then more."),
+        code(FIGURE),
+        new_markdown_cell("The hero's own sentence."),
+        code(FIGURE, "hero"),
+        code(CLAIM),
+        code("experiment.versions()\nclaims.verify()"),
+        title="A fine <one>",
+    )
+    # profile() needs the import before it
+    notebook = nbformat.read(path, 4)
+    notebook.cells.insert(2, notebook.cells.pop(3))
+    nbformat.write(notebook, path)
+    command = [sys.executable, "-c", "from vplib.runner.cli import main; main()", "run", str(path)]
+    command += ["-p", "SEED", "7", "-p", "RATE", "0.5", "--gallery", str(folder / "gallery")]
+    environment = os.environ | {"JUPYTER_PATH": str(folder / "jupyter")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    """One run of a notebook that raises, one with a false claim, one that dies, and a good one."""
+    folder = tmp_path_factory.mktemp("bad")
+    lines = "\n".join(f"step_{i} = {i}" for i in range(5))
+    simple = [code("from vplib import experiment")]
+    cells = {
+        "raises": [code(f"{lines}\nundefined_name"), code("print('never')")],
+        "claims": [code('RATE = 2\n__import__("IPython")\n' + CLAIM)],
+        "killed": [code("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")],
+        "quick": [code(FIGURE, "hero")],
+    }
+    paths = []
+    for name, own in cells.items():
+        path = folder / f"{name}.ipynb"
+        first = [code(PARAMETERS, "parameters")] + (simple if name == "claims" else [])
+        nbformat.write(new_notebook(cells=first + own), path)
+        paths.append(str(path))
+    out = folder / "out"
+    result = CliRunner().invoke(
+        cli, ["run", *paths, "--out", str(out), "--gallery", str(folder / "gallery")]
+    )
+    return folder, result
+
+
+def test_a_good_notebook_ends_with_0_and_the_report(good):
+    folder, done = good
+    assert done.returncode == 0, done.stderr
+    page = report.Path(done.stdout.splitlines()[-1])
+    assert page.is_absolute() and page.name == "report.html" and page.is_file()
+    assert page.parent.parent == folder / "runs" and (page.parent / "fine.ipynb").is_file()
+    assert "[holds] Core 2017: more leaks | paper: 0.52 | ours: 7.25" in done.stdout
+    assert "[not reproduced] Core 2017: never seen" in done.stdout
+    assert re.search(r"fine: ran, \d+\.\d s", done.stdout)
+    assert done.stderr == ""  # no terminal: no bar, and no kernel's warnings
+
+
+def test_the_kernel_is_this_interpreter(good):
+    folder, _ = good
+    (path,) = folder.glob("runs/*/fine.ipynb")
+    records = {r["name"]: r["value"] for r in report.emitted(report.read(path), "record")}
+    assert records == {"interpreter": sys.executable, "rate": 0.5}
+
+
+def test_an_intended_error_is_no_failure(good):
+    folder, _ = good
+    (path,) = folder.glob("runs/*/fine.ipynb")
+    notebook = report.read(path)
+    errors = [o for c in notebook["cells"] for o in c.get("outputs", ()) if "ename" in o]
+    assert [error["ename"] for error in errors] == ["ZeroDivisionError"]
+    assert report.failure(notebook) is None
+    assert not any(report.MARKER in c["metadata"]["tags"] for c in notebook["cells"])
+    nbformat.validate(nbformat.read(path, 4))
+
+
+def test_the_report_says_what_the_notebook_says(good):
+    folder, done = good
+    page = report.Path(done.stdout.splitlines()[-1]).read_text(encoding="utf-8")
+    (path,) = folder.glob("runs/*/fine.ipynb")
+    notebook = report.read(path)
+    for claim in report.claims(notebook):
+        for text in claim.values():
+            assert html.escape(text) in page
+    assert ">7.25<" in page and "1 holds, 1 not reproduced" in page
+    assert f">{notebook['metadata']['papermill']['duration']:.1f}<" in page
+    assert "<h2>A fine &lt;one&gt;</h2>" in page
+    assert experiment.claims_table(report.claims(notebook)) in page
+    changed = re.search(r"<caption>Parameters</caption>.*?</table>", page, re.S)[0]
+    assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", changed)[3:] == ["SEED", "0", "7"]
+    figures = re.findall(r"base64,([^\"]*)\"", page)
+    shown = [o["data"]["image/png"] for c in notebook["cells"] for o in c.get("outputs", ())
+             if "image/png" in o.get("data", {})]  # fmt: skip
+    assert len(figures) == 2
+    assert figures == ["".join("".join(png).split()) for png in reversed(shown)]  # the hero first
+    assert 'class="hero"' in page
+    assert "Figure 2 of A fine &lt;one&gt;: See the link first." in page
+    assert sys.version.split()[0] in page
+
+
+def test_the_report_loads_nothing(good):
+    _, done = good
+    page = report.Path(done.stdout.splitlines()[-1]).read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|iframe|object)|@import|url\(|src=[\"']?(?!data:|\")", page)
+    assert all(s.startswith("data:image/png;base64,") for s in re.findall(r'src="([^"]*)"', page))
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
+    assert page.startswith("<!DOCTYPE html>") and '<html lang="en">' in page
+    assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+    assert page.count("<img") == len(re.findall(r"<img[^>]*alt=\"[^\"]+\"", page)) == 2
+
+
+def test_parameters_that_differ_write_no_gallery(good):
+    folder, _ = good
+    assert not (folder / "gallery").exists()
+
+
+def test_a_notebook_that_raises_is_kept_and_the_others_run(bad):
+    folder, result = bad
+    assert result.exit_code == 1
+    kept = report.read(folder / "out" / "raises.ipynb")
+    assert report.outcome(kept) == "failed" and report.failure(kept)["name"] == "NameError"
+    said = result.stdout
+    assert (
+        "stopped in cell 2 (In [2]):\n    step_0 = 0\n    step_1 = 1\n    step_2 = 2\n    ..."
+        in said
+    )
+    assert "NameError: name 'undefined_name' is not defined" in said
+    assert "\x1b" not in said and "----> 6 undefined_name" in said
+    assert "quick: ran" in said and "1 of 4 notebooks ran" in said
+    assert report.Path(said.splitlines()[-1]) == folder / "out" / "report.html"
+    assert not any("never" in json.dumps(c.get("outputs", ())) for c in kept["cells"])
+
+
+def test_a_false_claim_fails_the_run_without_verify(bad):
+    folder, result = bad
+    assert "[FAILS] Core 2017: more leaks | paper: 0.52 | ours: 0.25" in result.stdout
+    assert "claims: claim failed" in result.stdout
+    assert report.failure(report.read(folder / "out" / "claims.ipynb")) is None
+
+
+def test_a_killed_kernel_is_shown_where_it_died(bad):
+    folder, result = bad
+    assert "killed: failed" in result.stdout and "DeadKernelError: Kernel died" in result.stdout
+    kept = report.read(folder / "out" / "killed.ipynb")
+    assert report.failure(kept)["source"].startswith("import os, signal")
+    nbformat.validate(nbformat.read(folder / "out" / "killed.ipynb", 4))
+
+
+def test_the_report_shows_every_failure(bad):
+    folder, _ = bad
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Error in cell 2 (In [2])" in page
+    assert (
+        html.escape("NameError: name 'undefined_name' is not defined").replace("&#x27;", "&#39;")
+        in page
+    )
+    summary = re.search(r"<caption>Summary</caption>.*?</table>", page, re.S)[0]
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", summary)
+    found = {cells[i]: cells[i + 1] for i in range(4, len(cells), 4)}
+    assert found == {
+        "raises": "failed",
+        "claims": "claim failed",
+        "killed": "failed",
+        "quick": "ran",
+    }
+
+
+def test_the_gallery_has_the_heroes_of_good_default_runs(bad):
+    folder, _ = bad
+    assert [path.name for path in (folder / "gallery").iterdir()] == ["quick.png"]
+    (png,) = report.figures(report.read(folder / "out" / "quick.ipynb"))
+    assert (folder / "gallery" / "quick.png").read_bytes() == base64.b64decode(png["png"])
+
+
+def test_ctrl_c_ends_the_kernel_and_reports(tmp_path):
+    path, marker = tmp_path / "slow.ipynb", tmp_path / "pid"
+    source = f"import os, pathlib, time\npathlib.Path({str(marker)!r}).write_text(str(os.getpid()))"
+    nbformat.write(
+        new_notebook(cells=[code("print('done')"), code(source + "\ntime.sleep(60)")]), path
+    )
+    command = [sys.executable, "-c", "from vplib.runner.cli import main; main()", "run", str(path)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    for _ in range(600):
+        if marker.exists() and marker.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == b""
+    page = report.Path(out.decode().splitlines()[-1])
+    assert "interrupted" in page.read_text() and b"slow: interrupted" in out
+    kept = report.read(page.parent / "slow.ipynb")
+    assert kept["cells"][0]["outputs"][0]["text"] == ["done\n"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(marker.read_text()), 0)
+
+
+def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):
+    paths = [save(tmp_path / f"{name}.ipynb") for name in ("one", "two", "three")]
+
+    def execute(source, target, **options):
+        if "two" in str(source):
+            raise KeyboardInterrupt
+        executed(report.Path(target), payload("claims", [row("kept")]))
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    out = tmp_path / "out"
+    result = CliRunner().invoke(cli, ["run", *map(str, paths), "--out", str(out)])
+    assert result.exit_code == 130
+    assert report.claims(report.read(out / "one.ipynb"))[0]["claim"] == "kept"
+    assert not (out / "three.ipynb").exists()
+    assert result.stdout.splitlines()[-1] == str(out / "report.html")
+    assert "kept" in (out / "report.html").read_text()
+
+
+def test_a_run_passes_parameters_and_shows_cells_on_a_terminal_only(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        papermill, "execute_notebook", lambda *a, **k: seen.update(k) or executed(report.Path(a[1]))
+    )
+    path = save(tmp_path / "tiny.ipynb")
+    arguments = ["run", str(path), "--out", str(tmp_path / "out"), "--profile", "paper"]
+    result = CliRunner().invoke(cli, [*arguments, "-p", "SIZES", "4,5"])
+    assert result.exit_code == 0, result.output
+    assert seen["parameters"] == {"PROFILE": "paper", "SIZES": [4, 5]}
+    assert seen["progress_bar"]["disable"] is None  # tqdm: not where stderr is no terminal
+
+
+# --- reports and figures of notebooks made by hand ------------------------------------------------
+
+
+def test_report_leaves_out_damaged_notebooks_with_a_note(tmp_path):
+    executed(tmp_path / "deep" / "good.ipynb", payload("claims", [row("stays")]))
+    (tmp_path / "broken.ipynb").write_text("{")
+    executed(tmp_path / "odd.ipynb", payload("claims", [{"claim": "has no paper"}]))
+    result = CliRunner().invoke(cli, ["report", str(tmp_path)])
+    assert result.exit_code == 0 and result.stdout.strip() == str(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Left out: broken" in page and "Left out: odd" in page
+    assert "stays" in page and ">deep/good<" in page
+
+
+def test_report_refuses_what_has_no_notebook(tmp_path):
+    assert "is no folder" in refused("report", tmp_path / "none")
+    save(tmp_path / "never_run.ipynb")
+    executed(tmp_path / ".ipynb_checkpoints" / "copy.ipynb")
+    assert "no executed notebook" in refused("report", tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    executed(tmp_path / "run.ipynb")
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("report", tmp_path, "--output", tmp_path / "file" / "x.html")
+
+
+def test_report_goes_where_it_is_told_and_leaves_no_rest(tmp_path):
+    executed(tmp_path / "a.ipynb")
+    target = tmp_path / "new" / "page.html"
+    result = CliRunner().invoke(cli, ["report", str(tmp_path), "--output", str(target)])
+    assert result.stdout.strip() == str(target) and "vplib report" in target.read_text()
+    assert [path.name for path in target.parent.iterdir()] == ["page.html"]
+
+
+def test_of_a_claim_shown_twice_the_later_row_counts(tmp_path):
+    first = payload("claims", [row("a", ours="1"), row("b", "FAILS")])
+    later = payload("claims", [row("b", "holds", ours="2")])
+    notebook = report.read(executed(tmp_path / "n.ipynb", first, later))
+    found = [(r["claim"], r["outcome"], r["ours"]) for r in report.claims(notebook)]
+    assert found == [("a", "holds", "1"), ("b", "holds", "2")]
+    assert report.outcome(notebook) == "ran"
+
+
+def test_outcomes_of_stopped_runs(tmp_path):
+    error = new_output("error", ename="ClaimFailed", evalue="1 of 2", traceback=["x"])
+    assert report.outcome(report.read(executed(tmp_path / "c.ipynb", error))) == "claim failed"
+    assert (
+        report.outcome(report.read(executed(tmp_path / "k.ipynb", end_time=None))) == "not finished"
+    )
+    tagged = executed(tmp_path / "t.ipynb", error, tags=["raises-exception"])
+    assert report.outcome(report.read(tagged)) == "ran"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_large_hero_is_made_to_fit_the_gallery(tmp_path, mode):
+    file = io.BytesIO()
+    Image.open(io.BytesIO(noisy_png(600))).convert(mode).save(file, "PNG")
+    assert len(file.getvalue()) > 500_000
+    picture = new_output("display_data", {"image/png": base64.b64encode(file.getvalue()).decode()})
+    notebook = report.read(executed(tmp_path / "n.ipynb", picture, tags=["hero"]))
+    run._write_hero(notebook, tmp_path / "gallery" / "n.png")
+    assert (tmp_path / "gallery" / "n.png").stat().st_size <= 100_000
+    with Image.open(tmp_path / "gallery" / "n.png") as image:
+        assert image.size[0] == image.size[1] > 100
+
+
+def test_writing_beside_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    target = tmp_path / "page.html"
+    target.write_text("old")
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        report.write_beside(target, b"new")
+    assert target.read_text() == "old"

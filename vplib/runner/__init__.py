@@ -1,0 +1,1 @@
+"""Runs notebooks, reports on them, and the `vplib` command."""

@@ -1,0 +1,252 @@
+"""Finds notebooks, checks everything before any of them starts, and runs them with papermill."""
+
+import ast
+import base64
+import importlib.metadata
+import importlib.util
+import io
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+from vplib.runner import report
+
+MAX_PNG = 100_000  # bytes of a figure in the gallery
+
+
+def in_clone() -> dict[str, Path]:
+    """The notebooks of the clone by name, which is the path under notebooks/ without ending."""
+    from vplib import experiment
+
+    if (root := experiment.repository_root()) is None:
+        return {}
+    paths = [path.relative_to(root / "notebooks") for path in root.glob("notebooks/**/*.ipynb")]
+    names = {path.with_suffix("").as_posix(): root / "notebooks" / path for path in sorted(paths)}
+    return {name: path for name, path in names.items() if "/." not in name}
+
+
+def find(wanted: tuple[str, ...], core: bool = False) -> dict[str, Path]:
+    """The notebooks to run, by name.
+
+    Args:
+        wanted: paths, or names of notebooks of the clone.
+        core: also the start page and every notebook whose metadata says `core`.
+
+    Raises:
+        ValueError: a notebook is unknown, two have one name, or there is nothing to run.
+    """
+    from vplib.experiment import nearest
+
+    known, found = in_clone(), {}
+    for name, path in known.items() if core else ():
+        if name == "00_start_here" or report.read(path)["metadata"]["vplib"].get("core"):
+            found[name] = path
+    for text in wanted:
+        path = Path(text).resolve() if Path(text).is_file() else known.get(text)
+        if path is None:
+            hint = nearest(text, known) if known else "give a path"
+            raise ValueError(f"there is no notebook {text!r}; {hint}")
+        name = next((name for name in known if known[name] == path), path.stem)
+        if found.setdefault(name, path) != path:
+            raise ValueError(f"two notebooks are called {name!r}: {found[name]} and {path}")
+    if not found:
+        raise ValueError("nothing to run: name a notebook (`vplib list` shows them) or use --core")
+    return found
+
+
+def check(found: dict[str, Path], given: dict[str, str], out: Path | None) -> tuple[list, Path]:
+    """Checks what can be known before a notebook starts, then makes the folder.
+
+    Args:
+        found: the notebooks, as `find` returns them.
+        given: parameters as typed; every notebook must know each.
+        out: where the executed notebooks go; a new folder in runs/ if None.
+
+    Returns:
+        The jobs (name, source, target and parameters of each), and the absolute folder.
+
+    Raises:
+        ValueError: something is missing, unknown, damaged, of the wrong type, or not writable.
+    """
+    if not all(importlib.util.find_spec(name) for name in ("papermill", "ipykernel")):
+        raise ValueError('running notebooks needs papermill: pip install "vplib[lab]"')
+    folder = (out or Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")).absolute()
+    jobs = []
+    for name, path in found.items():
+        notebook, target = report.read(path), folder / f"{name}.ipynb"
+        try:
+            jobs.append((name, path, target, _check_parameters(notebook, given)))
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"{name}: {error}") from None
+        for extra in notebook["metadata"]["vplib"].get("extras") or ():
+            if missing := _missing(extra):
+                raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
+        if target.exists() and not report.read(target)["metadata"]["papermill"]:
+            raise ValueError(f"{target} was not made by a run and stays; choose another --out")
+    try:
+        for _, _, target, _ in jobs:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose --out") from None
+    return jobs, folder
+
+
+def _check_parameters(notebook: dict, given: dict[str, str]) -> dict:
+    from vplib.experiment import nearest
+
+    defaults, profiles, values = report.parameters(notebook), _profiles(notebook), {}
+    for name, text in given.items():
+        if name not in defaults:
+            hint = nearest(name, defaults) if defaults else "it has none"
+            raise ValueError(f"unknown parameter {name!r}; {hint}")
+        values[name] = value = parse_value(name, text, defaults[name])
+        if name == "PROFILE" and profiles and value not in profiles:
+            raise ValueError(f"unknown profile {value!r}; {nearest(value, profiles)}")
+        if name == "DATASET":
+            from vplib.datasets import check_name
+
+            check_name(str(value))
+            kind, _, folder = str(value).partition(":")
+            if folder:  # the kernel may run in another working folder
+                values[name] = f"{kind}:{Path(folder).expanduser().resolve()}"
+    return values
+
+
+def parse_value(name: str, text: str, default):
+    """The value of a parameter: a literal of the default's type, else the text as it is.
+
+    The default None takes anything, a float also an int; a tuple in the text becomes a list.
+
+    Raises:
+        ValueError: the value has another type.
+    """
+    value, wanted = report.literal(text, otherwise=text), type(default)
+    if default is not None and type(value) not in ((int, float) if wanted is float else (wanted,)):
+        raise ValueError(
+            f"{name} must be of type {wanted.__name__}, like {default!r}; not {value!r}"
+        )
+    return value
+
+
+def _profiles(notebook: dict) -> list[str]:
+    """The keywords of `experiment.profile(PROFILE, lab=..., paper=...)`, if it is called."""
+    for cell in (c for c in notebook["cells"] if c["cell_type"] == "code"):
+        try:
+            nodes = list(ast.walk(ast.parse(cell["source"])))
+        except SyntaxError:  # a cell with %magics
+            continue
+        for call in (node for node in nodes if isinstance(node, ast.Call)):
+            if re.match(r"(\w+\.)?profile\(PROFILE, ", ast.unparse(call)):
+                return [keyword.arg for keyword in call.keywords if keyword.arg]
+    return []
+
+
+def _missing(extra: str) -> str:
+    """What is not installed of an extra, as one text."""
+    of_extra = re.compile(rf"([\w.-]+).*extra == ['\"]{re.escape(extra)}['\"]")
+    matches = map(of_extra.match, importlib.metadata.requires("vplib") or ())
+    names = [match[1] for match in matches if match]
+    gone = [name for name in names if not any(importlib.metadata.distributions(name=name))]
+    return ", ".join(gone) if names else f"extra {extra!r}"
+
+
+def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
+    """Runs the notebooks one after another, then writes the report, whose path comes last.
+
+    Args:
+        jobs: what `check` returned.
+        folder: where the report goes.
+        gallery: where to write the hero figures of runs with default parameters.
+
+    Returns:
+        The exit status: 0 if every notebook ran and no claim failed, 130 after Ctrl-C, else 1.
+    """
+    from ipykernel.kernelspec import write_kernel_spec
+
+    ends, began = [], time.monotonic()
+    with tempfile.TemporaryDirectory() as kernels:  # where "python3" is this interpreter
+        place, quiet = Path(kernels, "kernels", "python3"), ["--log-level=CRITICAL"]
+        write_kernel_spec(place, extra_arguments=quiet)
+        paths = (kernels, os.environ.get("JUPYTER_PATH"))
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
+        for number, (name, source, target, parameters) in enumerate(jobs, 1):
+            print(f"{name} ({number} of {len(jobs)}) is running", flush=True)
+            notebook = _execute(name, source, target, parameters)
+            ends.append(_say(name, notebook))
+            if ends[-1] == "interrupted":
+                break
+            if gallery and ends[-1] == "ran" and not report.changed(notebook):
+                _write_hero(notebook, gallery / f"{source.stem}.png")
+    good, seconds = ends.count("ran"), time.monotonic() - began
+    print(f"{good} of {len(jobs)} notebooks ran and kept their claims, {seconds:.0f} s")
+    print(report.write(folder), flush=True)
+    return 130 if "interrupted" in ends else int(good < len(jobs))
+
+
+def _execute(name: str, source: Path, target: Path, parameters: dict) -> dict:
+    """The executed notebook; an error that no cell shows is put where it happened."""
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is printed below
+    target.unlink(missing_ok=True)  # of an earlier run
+    error = None
+    paths = [re.sub(r"([{}])", r"\1\1", str(path)) for path in (source, target)]  # it formats them
+    bar = {"desc": f"  {name}", "leave": False, "disable": None}  # on a terminal only
+    options = {"kernel_name": "python3", "language": "python", "progress_bar": bar}
+    try:
+        papermill.execute_notebook(*paths, parameters=parameters or None, **options)
+    except papermill.PapermillExecutionError:
+        pass  # the notebook shows it
+    except (Exception, KeyboardInterrupt) as caught:  # a kernel killed for its memory, Ctrl-C
+        error = caught
+    try:
+        notebook = report.read(target)
+    except ValueError:  # it never started, or was cut short while it was written
+        notebook = report.read(source)
+    if error:
+        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        begun = [cell for cell in code if cell["metadata"]["papermill"].get("start_time")]
+        shown = {"ename": type(error).__name__, "evalue": str(error), "traceback": []}
+        for cell in begun[-1:] or code[:1]:
+            cell["outputs"].append({"output_type": "error", **shown})
+            cell["metadata"]["papermill"]["exception"] = True
+    elif not report.failure(notebook):  # papermill marks intended errors as well
+        cells = notebook["cells"]
+        notebook["cells"] = [c for c in cells if report.MARKER not in c["metadata"]["tags"]]
+    report.write_beside(target, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
+    return notebook
+
+
+def _say(name: str, notebook: dict) -> str:
+    """Prints claims, error and time, and returns the outcome."""
+    for row in report.claims(notebook):
+        line = "  [{outcome}] {of}: {claim} | paper: {paper} | ours: {ours}"
+        print(line.format_map(row))
+    if failed := report.failure(notebook):
+        lines, trace = failed["source"].splitlines(), failed["trace"].splitlines()
+        lines = lines[:3] + ["..."] * (len(lines) > 3) + trace[-5:]
+        print(f"  stopped in {failed['where']}:", *lines, sep="\n    ")
+        print(f"  {failed['error']}")
+    ended, seconds = report.outcome(notebook), notebook["metadata"]["papermill"].get("duration")
+    print(f"  {name}: {ended}, {seconds or 0:.1f} s", flush=True)
+    return ended
+
+
+def _write_hero(notebook: dict, path: Path) -> None:
+    """Writes the figure of the cell tagged `hero`, in fewer colors and smaller until it fits."""
+    from PIL import Image
+
+    for figure in (figure for figure in report.figures(notebook) if figure["hero"]):
+        png = base64.b64decode(figure["png"])
+        image = Image.open(io.BytesIO(png)).convert("RGBA")
+        while len(png) > MAX_PNG:
+            file = io.BytesIO()
+            image.quantize(256).save(file, "PNG", optimize=True)
+            png, image = file.getvalue(), image.resize([max(1, s * 6 // 7) for s in image.size])
+        report.write_beside(path, png)
