@@ -42,7 +42,7 @@ bench: env
 # Runs each notebook from a clean kernel, keeps the claims' output alone, and regenerates the Colab
 # guard and README's table. One notebook: make strip ALL_NOTEBOOKS=notebooks/attacks/NAME.ipynb
 strip: env
-	@$(BIN)/python -m vplib.runner.strip $(ALL_NOTEBOOKS)
+	@$(BIN)/python tests/notebooks/strip.py $(ALL_NOTEBOOKS)
 	@$(BIN)/ruff format --quiet notebooks
 
 clean:

@@ -10,9 +10,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # torch takes seconds, and `vplib list` needs none of it
+    import torch
 
 MIME = "application/vnd.vplib+json"  # how values and claims travel inside an executed notebook
 
@@ -41,12 +44,14 @@ def seed_everything(seed: int) -> None:
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 4294967295, not {seed!r}")
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def device(name: str = "auto") -> torch.device:
+def device(name: str = "auto") -> "torch.device":
     """The device that experiments run on.
 
     Args:
@@ -56,6 +61,8 @@ def device(name: str = "auto") -> torch.device:
     Raises:
         ValueError: torch knows no such device, or this machine has none.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -125,6 +132,10 @@ def record(name: str, value) -> None:
 
 def versions() -> None:
     """Prints what this ran on, for whoever compares two runs."""
+    import torch
+
+    from vplib import cache
+
     names = ("vplib", "torch", "torchvision", "scikit-learn", "numpy", "matplotlib", "ipywidgets")
     found = {"python": platform.python_version()}
     for name in names:
@@ -134,6 +145,8 @@ def versions() -> None:
             found[name] = "not installed"
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     found["platform"] = platform.platform()
+    if any(cache.counts.values()):
+        found["models"] = "{reused} reused from the cache, {trained} trained".format(**cache.counts)
     _emit({"versions": found}, "\n".join(f"{k:13} {v}" for k, v in found.items()))
 
 
@@ -183,7 +196,12 @@ class Claims:
             of: the core paper, as its row in papers.csv is called.
             data: the dataset of this run.
             asserted_on: the datasets on which a claim that does not hold fails the run.
+
+        Raises:
+            TypeError: `asserted_on` is one text, in which "mnist" would be part of "mnist5k".
         """
+        if isinstance(asserted_on, str):
+            raise TypeError(f'asserted_on must be a tuple of names, such as ("{asserted_on}",)')
         self.of = of
         self.data = data
         self.asserted = data in asserted_on
@@ -212,7 +230,7 @@ class Claims:
         Raises:
             TypeError: `holds` is no truth value.
         """
-        if isinstance(holds, torch.Tensor | np.ndarray | np.generic) and not holds.shape:
+        if hasattr(holds, "item") and not holds.shape:  # of numpy or torch
             holds = holds.item()
         if not isinstance(holds, bool):
             raise TypeError(f"holds must be True or False, not {holds!r}")
@@ -293,7 +311,7 @@ def claims_table(rows: list[dict]) -> str:
 
 
 def _plain(value):
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+    if hasattr(value, "tolist"):  # of numpy or torch
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]

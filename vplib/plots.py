@@ -61,7 +61,7 @@ def roc_curves(
                 continue
             found = _tpr(scores, members, at)
             if j == 0:
-                label += f", TPR {found.value:.1%} at {at:.0%} FPR"
+                label += f", TPR {found.value:.1%} at {at * 100:g}% FPR"
             spread = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
             where = at * 1.04 ** (i - (len(attacks) - 1) / 2)  # side by side, not on top
             marker = MARKERS[i % len(MARKERS)]

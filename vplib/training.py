@@ -8,6 +8,7 @@ them together, each with its own initialization, subset and data order.
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from vplib import experiment
+from vplib import cache, experiment
 
 Build = Callable[[], nn.Module]
-CHUNK = {"cpu": 32, "cuda": 256}  # models trained in one go; more are slower on a CPU
+CHUNK = {"cpu": 16, "cuda": 256}  # models trained in one go; more are slower on a CPU
+_TRAINING_CODE = Path(__file__).read_text(encoding="utf-8")  # decides cached models as well
 
 
 def fit(
@@ -65,7 +67,7 @@ def fit(
     stepper = _optimizer(list(model.parameters()), optimizer, lr, momentum, weight_decay)
     order = torch.Generator().manual_seed(_derive(seed, "order"))
     epochs = range(num_epochs)
-    with _seeded(_derive(seed, "dropout")):
+    with _seeded(_derive(seed, "dropout")), _one_thread(images):
         for _ in experiment.progress(epochs, description) if description else epochs:
             for rows in torch.randperm(len(images), generator=order).split(batch_size):
                 rows = rows.to(images.device)
@@ -158,6 +160,7 @@ def fit_many(
     optimizer: str = "sgd",
     seed: int = 0,
     form: str = "auto",
+    keep: bool = True,
     description: str = "training",
 ) -> Ensemble:
     """Trains K models of one architecture, each on its own subset of one pool.
@@ -179,6 +182,9 @@ def fit_many(
         seed: decides initializations and data orders.
         form: "batched" (weights stacked, one product for many models), "loop" (one model after
             another), or "auto", whichever is faster for this model on this machine.
+        keep: models that were trained before, from equal arguments by equal code, come from the
+            disk cache, and new ones go there, a few at a time: an interrupted call goes on where
+            it stopped.
         description: names the progress bar.
 
     Returns:
@@ -207,45 +213,33 @@ def fit_many(
         )
     if form == "auto":
         form = "batched" if forward is not None and _batching_wins(template, images) else "loop"
-    settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, optimizer=optimizer)
+    settings = dict(
+        num_epochs=num_epochs,
+        lr=lr,
+        batch_size=batch_size,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+    )
     seeds = [_derive(seed, k) for k in range(len(subsets))]
-    chunk = CHUNK.get(images.device.type, 32) if form == "batched" else 1
-    num_chunks = -(-len(seeds) // chunk)
-    bar = experiment.progress(range(num_chunks * num_epochs), description)
-    tick = iter(bar)
+    chunk = CHUNK.get(images.device.type, 16) if form == "batched" else 1
+    common = _TRAINING_CODE, torch.__version__, images.device.type, form, settings
+    if keep:
+        common += (cache.fingerprint(images, labels),)
     states = []
-    for some in torch.arange(len(seeds)).split(chunk):
-        models = [_initialized(build, seeds[k]).to(images.device) for k in some]
-        if form == "loop":
-            rows = subsets[some[0]]
-            fit(
-                models[0],
-                images[rows],
-                labels[rows],
-                num_epochs=num_epochs,
-                batch_size=batch_size,
-                seed=seeds[some[0]],
-                **settings,
-            )
-            for _ in range(num_epochs):
-                next(tick, None)
-            states.append({n: v.detach()[None] for n, v in models[0].state_dict().items()})
-            continue
-        state = {
-            name: value.detach().clone().requires_grad_()
-            for name, value in stack_module_state(models)[0].items()
-        }
-        stepper = _optimizer(list(state.values()), *_pick(settings))
-        step = _closed_form_step(build, state) or _autograd_step(forward, state)
-        orders = [torch.Generator().manual_seed(_derive(seeds[k], "order")) for k in some]
-        for _ in range(num_epochs):
-            order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
-            for batch in subsets[some].gather(1, order.to(images.device)).split(batch_size, dim=1):
-                loss = step(images[batch], labels[batch])
-                stepper.step()
-            _check_finite(loss, lr)
-            next(tick, None)
-        states.append({name: value.detach() for name, value in state.items()})
+    bar = experiment.progress(range(len(subsets)), description)
+    for some in torch.arange(len(subsets)).split(chunk):
+        models = [_initialized(build, seeds[k]) for k in some]
+        rows, own = subsets[some], [seeds[k] for k in some]
+        key = cache.fingerprint(*common, rows, own, *models) if keep else ""
+        state = cache.read(key) if keep else None
+        cache.counts["trained" if state is None else "reused"] += len(some)
+        if state is None:
+            state = _fit_chunk(models, forward, images, labels, rows, own, form, settings)
+            if keep:
+                cache.write(key, state)
+        states.append({name: value.to(images.device) for name, value in state.items()})
+        bar.update(len(some))
     bar.close()
     stacked = {name: torch.cat([s[name] for s in states]) for name in states[0]}
     return Ensemble(build, stacked, subsets)
@@ -307,6 +301,49 @@ def _seeded(seed: int):
         yield
 
 
+@contextmanager
+def _one_thread(images: Tensor):
+    """Tiny products run on one core inside.
+
+    A second one gains little on them, and where others want it too (thirty students on one
+    server, two test workers) waiting for it costs twenty times as much.
+    """
+    before = torch.get_num_threads()
+    tiny = images.device.type == "cpu" and images[0].numel() < 4096
+    torch.set_num_threads(1 if tiny else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
+    """Trains some models, one after another or stacked; returns their stacked state."""
+    models = [model.to(images.device) for model in models]
+    if form == "loop":
+        for model, rows, seed in zip(models, subsets, seeds, strict=True):
+            fit(model, images[rows], labels[rows], seed=seed, **settings)
+        states = [model.state_dict() for model in models]
+        return {name: torch.stack([s[name] for s in states]) for name in states[0]}
+    state = {
+        name: value.detach().clone().requires_grad_()
+        for name, value in stack_module_state(models)[0].items()
+    }
+    names = "optimizer", "lr", "momentum", "weight_decay"
+    stepper = _optimizer(list(state.values()), *(settings[name] for name in names))
+    step = _closed_form_step(models[0], state) or _autograd_step(forward, state)
+    orders = [torch.Generator().manual_seed(_derive(seed, "order")) for seed in seeds]
+    with _one_thread(images):
+        for _ in range(settings["num_epochs"]):
+            order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
+            shuffled = subsets.gather(1, order.to(images.device))
+            for rows in shuffled.split(settings["batch_size"], dim=1):
+                loss = step(images[rows], labels[rows])
+                stepper.step()
+            _check_finite(loss, settings["lr"])
+    return {name: value.detach() for name, value in state.items()}
+
+
 def _initialized(build: Build, seed: int) -> nn.Module:
     with _seeded(seed):
         return build()
@@ -342,10 +379,6 @@ def _check(model, images, labels, num_epochs, lr, batch_size, optimizer) -> None
 def _check_finite(loss: Tensor, lr: float) -> None:
     if not torch.isfinite(loss):
         raise FloatingPointError(f"training diverged (loss {loss.item()}); lower lr from {lr}")
-
-
-def _pick(settings):
-    return [settings[k] for k in ("optimizer", "lr", "momentum", "weight_decay")]
 
 
 def _optimizer(parameters, optimizer, lr, momentum, weight_decay) -> torch.optim.Optimizer:
@@ -431,12 +464,11 @@ def _autograd_step(forward, state):
     return step
 
 
-def _closed_form_step(build: Build, state):
+def _closed_form_step(net: nn.Module, state):
     """Gradients of all models of a ReLU or tanh MLP by hand, or None for other models.
 
     Half the cost of autograd at these sizes, where the time goes into calls, not products.
     """
-    net = _initialized(build, 0)
     plain = type(net) is nn.Sequential and all(_is_plain(m) for m in net)
     body = list(net)[1:] if plain and type(net[0]) is nn.Flatten else []
     linear, between = body[::2], {type(m) for m in body[1::2]}

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import nbformat
+from strip import guard, published_address
 
 from vplib import exercises
-from vplib.runner.strip import guard, published_address
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = (
@@ -129,7 +129,9 @@ def _outputs(notebook, start_page) -> list[str]:
     text = "".join(o.get("text", "") for o in last.get("outputs", ()))
     lines = text.splitlines()
     if not lines or any(not re.match("(holds|not reproduced) ", line) for line in lines):
-        found.append("the last cell's output must be the claims' outcomes, none failing: make strip")
+        found.append(
+            "the last cell's output must be the claims' outcomes, none failing: make strip"
+        )
     return found
 
 
@@ -218,7 +220,11 @@ def _claims(notebook, path, papers) -> list[str]:
         claimed.add(of.group(1) if of else (core or [""])[0])
     if papers is None:
         return found
-    ours = [r for r in papers if r["notebook"] == path.relative_to(path.parents[1]).with_suffix("").as_posix()]
+    ours = [
+        r
+        for r in papers
+        if r["notebook"] == path.relative_to(path.parents[1]).with_suffix("").as_posix()
+    ]
     have = headings(notebook)
     for row in ours:
         if row["state"] == "planned":

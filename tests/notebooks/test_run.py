@@ -29,7 +29,9 @@ def test_no_cell_fails_and_figures_are_there(executed):
 
 
 def test_claims_hold(executed):
-    rows = [r for o in _outputs(executed) for r in o.get("data", {}).get(MIME, {}).get("claims", ())]
+    rows = [
+        r for o in _outputs(executed) for r in o.get("data", {}).get(MIME, {}).get("claims", ())
+    ]
     if executed.metadata["vplib"]["paper"]:
         assert rows, "the notebook shows no claim"
     assert all(row["outcome"] in ("holds", "not reproduced") for row in rows), rows

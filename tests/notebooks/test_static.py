@@ -7,9 +7,8 @@ import tomllib
 
 import nbformat
 import pytest
+import strip
 from anatomy import ROOT, all_notebooks, headings, paper_problems, problems, read_papers
-
-from vplib.runner import strip
 
 EXAMPLE = ROOT / "notebooks" / "attacks" / "membership_shadow.ipynb"
 TEMPLATE = ROOT / "docs" / "template.ipynb"
@@ -81,12 +80,18 @@ BREAKS = {
     "no references": (lambda n: _edit(n, "## References", "## Else"), "'References'"),
     "sections swapped": (lambda n: _edit(n, "## Explore", "## Setup"), "'Explore'"),
     "no SEED": (lambda n: _edit(n, "SEED = 0\n", ""), "SEED is missing"),
-    "no DATASET": (lambda n: _edit(n, 'DATASET = "digits"', 'DATA = "digits"'), "DATASET is missing"),
+    "no DATASET": (
+        lambda n: _edit(n, 'DATASET = "digits"', 'DATA = "digits"'),
+        "DATASET is missing",
+    ),
     "a computed parameter": (lambda n: _edit(n, "SEED = 0", "SEED = 1 - 1"), "no NAME = literal"),
     "an output left in": (_leave_output, "outputs left in"),
     "no guard": (lambda n: _edit(n, "google.colab", "colab"), "Colab guard"),
     "a long cell": (_lengthen, "more than 30"),
-    "a working folder": (lambda n: _edit(n, "plots.use_style()", "os.chdir('..')"), "uses os.chdir"),
+    "a working folder": (
+        lambda n: _edit(n, "plots.use_style()", "os.chdir('..')"),
+        "uses os.chdir",
+    ),
     "a hidden failure": (lambda n: _edit(n, "plots.use_style()", "try:\n    pass"), "uses try:"),
     "no verify": (lambda n: _edit(n, "claims.verify()", "claims.show()"), "not claims.verify()"),
     "an unknown exercise": (

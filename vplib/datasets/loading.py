@@ -12,11 +12,10 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-import platformdirs
 import torch
 from torchvision.transforms.v2.functional import resize
 
-from vplib import experiment
+from vplib import cache, experiment
 from vplib.datasets.folder import check_bytes, list_folder, read_images
 from vplib.datasets.imageset import ImageSet, balanced_order
 
@@ -130,13 +129,7 @@ def data_root() -> Path:
         if not path.is_absolute() and root is None:
             raise ValueError(f"VPLIB_DATA={given} must be an absolute path outside a clone")
         return path if path.is_absolute() else (root / path).resolve()
-    return root / "data" if root else cache_root() / "data"
-
-
-def cache_root() -> Path:
-    """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache."""
-    given = os.environ.get("VPLIB_CACHE")
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("vplib")
+    return root / "data" if root else cache.root() / "data"
 
 
 def _digits(split: str) -> ImageSet:

@@ -69,14 +69,13 @@ def report(folder, output):
 @click.option("--clear", is_flag=True, help="Delete the models.")
 def cache(clear):
     """Shows where trained models are kept and how much they take."""
-    from vplib.datasets.loading import cache_root
+    from vplib import cache as models
 
-    models = cache_root() / "models"
-    sizes = [path.stat().st_size for path in models.rglob("*") if path.is_file()]
-    what = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB of models in {models}"
+    sizes = [path.stat().st_size for path in models.files()]
+    what = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB of trained models in {models.root()}"
     click.echo(f"removing {what}" if clear else what)
-    if clear and models.exists():
-        shutil.rmtree(models)
+    if clear:
+        shutil.rmtree(models.root() / "models", ignore_errors=True)
 
 
 def main(args=None) -> None:

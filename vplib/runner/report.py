@@ -5,7 +5,8 @@ import json
 import re
 from pathlib import Path
 
-MIME = "application/vnd.vplib+json"  # as in vplib.experiment, which takes seconds to import
+from vplib.experiment import MIME, claims_table
+
 MARKER = "papermill-error-cell-tag"  # cells that papermill puts in front of an error
 
 
@@ -137,8 +138,6 @@ def write(folder: Path, output: Path | None = None) -> Path:
         ValueError: there is no such folder, or no executed notebook in it.
     """
     import jinja2
-
-    from vplib.experiment import claims_table
 
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; `vplib run` says where it leaves its notebooks")

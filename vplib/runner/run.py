@@ -14,6 +14,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from vplib.experiment import nearest, repository_root
 from vplib.runner import report
 
 MAX_PNG = 100_000  # bytes of a figure in the gallery
@@ -21,9 +22,7 @@ MAX_PNG = 100_000  # bytes of a figure in the gallery
 
 def in_clone() -> dict[str, Path]:
     """The notebooks of the clone by name, which is the path under notebooks/ without ending."""
-    from vplib import experiment
-
-    if (root := experiment.repository_root()) is None:
+    if (root := repository_root()) is None:
         return {}
     paths = [path.relative_to(root / "notebooks") for path in root.glob("notebooks/**/*.ipynb")]
     names = {path.with_suffix("").as_posix(): root / "notebooks" / path for path in sorted(paths)}
@@ -40,8 +39,6 @@ def find(wanted: tuple[str, ...], core: bool = False) -> dict[str, Path]:
     Raises:
         ValueError: a notebook is unknown, two have one name, or there is nothing to run.
     """
-    from vplib.experiment import nearest
-
     known, found = in_clone(), {}
     for name, path in known.items() if core else ():
         if name == "00_start_here" or report.read(path)["metadata"]["vplib"].get("core"):
@@ -98,8 +95,6 @@ def check(found: dict[str, Path], given: dict[str, str], out: Path | None) -> tu
 
 
 def _check_parameters(notebook: dict, given: dict[str, str]) -> dict:
-    from vplib.experiment import nearest
-
     defaults, profiles, values = report.parameters(notebook), _profiles(notebook), {}
     for name, text in given.items():
         if name not in defaults:
@@ -233,6 +228,8 @@ def _say(name: str, notebook: dict) -> str:
         lines = lines[:3] + ["..."] * (len(lines) > 3) + trace[-5:]
         print(f"  stopped in {failed['where']}:", *lines, sep="\n    ")
         print(f"  {failed['error']}")
+    for found in report.emitted(notebook, "versions")[-1:]:
+        print(f"  models: {found['models']}" if "models" in found else "  no models trained")
     ended, seconds = report.outcome(notebook), notebook["metadata"]["papermill"].get("duration")
     print(f"  {name}: {ended}, {seconds or 0:.1f} s", flush=True)
     return ended

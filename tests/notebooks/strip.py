@@ -1,4 +1,4 @@
-"""Prepares notebooks for git: `python -m vplib.runner.strip NOTEBOOK...`, or `make strip`."""
+"""Prepares notebooks for git: `python tests/notebooks/strip.py NOTEBOOK...`, or `make strip`."""
 
 import csv
 import re
