@@ -66,9 +66,9 @@ def loader_loop(build, images, labels, subsets, epochs):
 
 
 def fit_many(build, images, labels, subsets, epochs):
-    """The library, in the form that it chooses."""
+    """The library, in the form that it chooses; without its cache, which would train nothing."""
     settings = dict(num_epochs=epochs, lr=LR, batch_size=BATCH, momentum=MOMENTUM)
-    return training.fit_many(build, images, labels, subsets, **settings)
+    return training.fit_many(build, images, labels, subsets, keep=False, **settings)
 
 
 def medians(sides: dict, rounds: int) -> tuple[dict, dict]:
