@@ -5,11 +5,12 @@ them. It is written beside its place and renamed, so that a reader sees a whole 
 contents are hashed again on reading, so that a damaged or foreign file is trained anew.
 """
 
+import contextlib
 import hashlib
-import inspect
-import json
 import os
-import tempfile
+import re
+import types
+import uuid
 import warnings
 from pathlib import Path
 
@@ -18,20 +19,35 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vplib import experiment
+
 counts = {"reused": 0, "trained": 0}  # models of this process, for the reader of a notebook
 _told: set[str] = set()
 
 
 def root() -> Path:
-    """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache."""
-    given = os.environ.get("VPLIB_CACHE")
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("vplib")
+    """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache.
+
+    A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is.
+
+    Raises:
+        ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone.
+    """
+    given, clone = os.environ.get("VPLIB_CACHE"), experiment.repository_root()
+    if not given:
+        return platformdirs.user_cache_path("vplib")
+    path = Path(given).expanduser()
+    if not path.is_absolute() and clone is None:
+        raise ValueError(f"VPLIB_CACHE={given} must be an absolute path outside a clone")
+    return path if path.is_absolute() else (clone / path).resolve()
 
 
 def fingerprint(*parts) -> str:
     """A hash of tensors, models, dicts, numbers and texts; equal for equal contents.
 
-    A model counts with its structure, its weights, and the source of what is not torch's own.
+    A model counts with its structure, its weights, which of them are frozen, the attributes of
+    its modules, and the code of the classes that are not torch's own; what these take from outside
+    themselves (globals, variables of an enclosing function) is not seen.
 
     Args:
         *parts: what to hash, in order.
@@ -43,13 +59,27 @@ def fingerprint(*parts) -> str:
             digest.update(f"{flat.dtype} {tuple(flat.shape)}".encode())
             digest.update(flat.flatten().view(torch.uint8).numpy() if flat.numel() else b"")
         elif isinstance(part, nn.Module):
-            own = {type(m) for m in part.modules() if not type(m).__module__.startswith("torch.")}
-            sources = sorted(f"{kind.__qualname__} {_source(kind)}" for kind in own)
-            digest.update(fingerprint(repr(part), *sources, dict(part.state_dict())).encode())
+            for name, module in part.named_modules():
+                given = {k: v for k, v in vars(module).items() if k not in _OF_ANY_MODULE}
+                digest.update(fingerprint(name, type(module), given).encode())
+            values = [*part.named_parameters(), *part.named_buffers()]
+            frozen = [name for name, value in values if not value.requires_grad]
+            digest.update(fingerprint(dict(values), frozen).encode())
         elif isinstance(part, dict):
             digest.update(fingerprint(*(x for item in part.items() for x in item)).encode())
+        elif isinstance(part, type):
+            names = [f"{kind.__module__}.{kind.__qualname__}" for kind in part.__mro__]
+            digest.update(fingerprint(names, *map(_members, part.__mro__)).encode())
+        elif isinstance(part, types.FunctionType):
+            wrapped = getattr(part, "__wrapped__", None)
+            rest = part.__defaults__, part.__kwdefaults__, wrapped
+            digest.update(fingerprint(part.__code__, *rest).encode())
+        elif isinstance(part, types.CodeType):  # not the text: a notebook's cell has no file
+            digest.update(fingerprint(part.co_code, part.co_names, *part.co_consts).encode())
+        elif isinstance(part, frozenset):
+            digest.update(repr(sorted(map(repr, part))).encode())
         else:
-            digest.update(repr(part).encode())
+            digest.update(re.sub(" at 0x[0-9A-Fa-f]+", "", repr(part)).encode())
         digest.update(b"\0")
     return digest.hexdigest()
 
@@ -68,10 +98,10 @@ def read(key: str) -> dict[str, Tensor] | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # truncated, no safetensors file, unreadable
-        _tell(f"the cached model {path} cannot be read ({error}): training anew")
+        _tell("the cached model {} cannot be read ({}): training anew", path, error)
         return None
     if said.get("key") != key or said.get("contents") != fingerprint(_ordered(state)):
-        _tell(f"the cached model {path} is damaged or foreign: training anew")
+        _tell("the cached model {} is damaged or foreign: training anew", path)
         return None
     return state
 
@@ -86,20 +116,22 @@ def write(key: str, state: dict[str, Tensor]) -> None:
     path = _path(key)
     whole = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     said = {"key": key, "contents": fingerprint(_ordered(whole))}
-    beside = None
+    beside = path.with_name(f".{key[:8]}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:8]}.")
-        with os.fdopen(handle, "wb") as file:
+        with open(beside, "xb") as file:
             file.write(safetensors.torch.save(whole, said))
         os.replace(beside, path)
     except OSError as error:
         _tell(
-            f"trained models cannot be kept in {root()} ({error.strerror or error}); results "
-            "are right, but the next run trains again. Free some space, or set VPLIB_CACHE"
+            "trained models cannot be kept in {} ({}); results are right, but the next run trains "
+            "again. Free some space, or set VPLIB_CACHE to a folder that can be written",
+            root(),
+            error.strerror or error,
         )
-        if beside is not None and os.path.exists(beside):
-            os.unlink(beside)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 def files() -> list[Path]:
@@ -115,15 +147,22 @@ def _ordered(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(sorted(state.items()))
 
 
-def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # typed into a shell
-        return json.dumps(sorted(vars(kind)))
+_OF_ANY_MODULE = set(vars(nn.Module()))
 
 
-def _tell(message: str) -> None:
-    kind = message.split(" (")[0].split("/")[0]
-    if kind not in _told:
-        _told.add(kind)
-        warnings.warn(message, stacklevel=4)
+def _members(kind: type) -> dict:
+    """What a class that is not torch's own computes with, by name."""
+    if kind.__module__.split(".")[0] in ("builtins", "torch"):
+        return {}
+    return {
+        name: repr(value) if isinstance(value, type) else getattr(value, "__func__", value)
+        for name, value in vars(kind).items()
+        if not name.startswith("__") or callable(value)
+    }
+
+
+def _tell(template: str, *about) -> None:
+    """Warns in one line, once for each template."""
+    if template not in _told:
+        _told.add(template)
+        warnings.warn(" ".join(template.format(*about).split()), stacklevel=4)

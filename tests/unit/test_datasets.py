@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
-from vplib import datasets, experiment
-from vplib.datasets import DatasetUnavailable, ImageSet, folder, imageset, loading
+from vplib import cache, datasets, experiment
+from vplib.datasets import DatasetUnavailable, ImageSet, fetching, folder, imageset, loading
 
 QUICK = settings(deadline=None, max_examples=30)
 ROOT = Path(experiment.__file__).parents[1]
@@ -403,7 +403,7 @@ def test_data_root_outside_a_clone(monkeypatch, tmp_path):
     monkeypatch.setenv("VPLIB_CACHE", str(tmp_path))
     assert loading.data_root() == tmp_path / "data"
     monkeypatch.delenv("VPLIB_CACHE")
-    assert loading.cache_root().name == "vplib"
+    assert loading.data_root() == cache.root() / "data" and cache.root().name == "vplib"
     monkeypatch.setenv("VPLIB_DATA", str(tmp_path))
     assert loading.data_root() == tmp_path
     monkeypatch.setenv("VPLIB_DATA", "data")
@@ -433,7 +433,7 @@ def no_network(monkeypatch):
 @pytest.fixture
 def online(monkeypatch):
     """As if the address answered; what then downloads is patched as well."""
-    monkeypatch.setattr(loading, "_unreachable", lambda url: "")
+    monkeypatch.setattr(fetching, "_unreachable", lambda url: "")
 
 
 @pytest.fixture
@@ -469,7 +469,7 @@ def test_no_network(name, data_folder, no_network):
 @pytest.mark.parametrize("name", PLACES)
 def test_a_network_that_hangs(name, data_folder, monkeypatch, hanging):
     monkeypatch.setattr(socket, "getaddrinfo", hanging)
-    monkeypatch.setattr(loading, "_unreachable", partial(loading._unreachable, seconds=0.3))
+    monkeypatch.setattr(fetching, "_unreachable", partial(fetching._unreachable, seconds=0.3))
     start = time.monotonic()
     with pytest.raises(DatasetUnavailable, match=r"cannot be reached \(no answer\)"):
         datasets.load(name)
@@ -477,7 +477,7 @@ def test_a_network_that_hangs(name, data_folder, monkeypatch, hanging):
 
 
 def test_ten_seconds_are_kept_by_default():
-    assert loading._unreachable.__defaults__[0] <= 9
+    assert fetching._unreachable.__defaults__[0] <= 9
 
 
 @pytest.fixture
@@ -489,7 +489,7 @@ def silent_server():
 def test_a_server_that_never_answers(silent_server, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     start = time.monotonic()
-    assert loading._unreachable(silent_server, seconds=0.3)
+    assert fetching._unreachable(silent_server, seconds=0.3)
     assert time.monotonic() - start < 5
 
 
@@ -497,8 +497,8 @@ def test_an_answer_counts_even_if_it_refuses(monkeypatch):
     def refuse(request, timeout):
         raise urllib.error.HTTPError(request.full_url, 403, "forbidden", {}, None)
 
-    monkeypatch.setattr(loading.urllib.request, "urlopen", refuse)
-    assert loading._unreachable("https://example.org") == ""
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", refuse)
+    assert fetching._unreachable("https://example.org") == ""
 
 
 def test_an_answer(monkeypatch):
@@ -506,8 +506,8 @@ def test_an_answer(monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(loading.urllib.request, "urlopen", lambda request, timeout: Answer())
-    assert loading._unreachable("https://example.org") == ""
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda request, timeout: Answer())
+    assert fetching._unreachable("https://example.org") == ""
 
 
 # Downloads
@@ -544,7 +544,7 @@ def test_mnist_from_files(data_folder, no_network):
 def test_mnist_with_too_few_images_is_damaged(data_folder, no_network):
     write_idx(data_folder / "MNIST" / "raw", train=3)
     place = re.escape(str(data_folder / "MNIST"))
-    message = rf"dataset 'mnist' at {place} is damaged \(3 images\). Delete it and run again."
+    message = rf"dataset 'mnist' at {place} is damaged \(3 images instead of 60000\). Delete it and run again."
     with pytest.raises(DatasetUnavailable, match=message):
         datasets.load("mnist")
 
@@ -644,7 +644,7 @@ def test_a_full_disk(data_folder, online, monkeypatch):
     monkeypatch.setattr(
         torchvision.datasets.MNIST, "download", lambda self: write_idx(Path(self.raw_folder))
     )
-    monkeypatch.setattr(loading.shutil, "move", full)
+    monkeypatch.setattr(fetching.shutil, "move", full)
     with pytest.raises(DatasetUnavailable, match="download failed .*No space left on device"):
         datasets.load("mnist", "test")
     assert left_in(data_folder) == []
@@ -658,7 +658,7 @@ def test_a_data_folder_that_cannot_be_made(data_folder, online):
 
 def fetch(root: Path, download) -> Path:
     told = dict(url="https://example.org", files="it to {}", instead="digits")
-    return loading._fetched("thing", root, "thing", download, **told)
+    return fetching.fetched("thing", root, "thing", download, **told)
 
 
 def test_threads_download_once(tmp_path, online):
@@ -670,7 +670,7 @@ def test_threads_download_once(tmp_path, online):
         (beside / "thing").write_text("whole")
 
     def student():
-        found.append((fetch(tmp_path, download) / "thing").read_text())
+        found.append(fetch(tmp_path, download).read_text())
 
     students = [threading.Thread(target=student) for _ in range(8)]
     for thread in students:
@@ -684,10 +684,10 @@ def test_threads_download_once(tmp_path, online):
 OTHER_PROCESS = """
 import sys, time
 from pathlib import Path
-from vplib.datasets import loading
+from vplib.datasets import fetching
 
 root, signals = Path(sys.argv[1]), Path(sys.argv[2])
-loading._unreachable = lambda url: ""
+fetching._unreachable = lambda url: ""
 
 def download(beside):
     (signals / "started").touch()
@@ -695,7 +695,7 @@ def download(beside):
         time.sleep(0.01)
     (beside / "thing").write_text("by the other process")
 
-loading._fetched("thing", root, "thing", download, url="u", files="it to {}", instead="digits")
+fetching.fetched("thing", root, "thing", download, url="u", files="it to {}", instead="digits")
 """
 
 

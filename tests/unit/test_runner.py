@@ -305,7 +305,7 @@ def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
 
 
 def clone(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(run, "repository_root", lambda: tmp_path)
     books = tmp_path / "notebooks"
     save(books / "00_start_here.ipynb", title="Start", minutes=5, datasets=[], core=True)
     save(books / "attacks" / "one.ipynb", title="First", minutes=90, datasets=["a", "b"], core=True)
@@ -330,7 +330,7 @@ def test_lists_notebooks_as_an_aligned_table(tmp_path, monkeypatch):
 
 
 def test_list_outside_a_clone(monkeypatch):
-    monkeypatch.setattr(experiment, "repository_root", lambda: None)
+    monkeypatch.setattr(run, "repository_root", lambda: None)
     assert "no notebooks here" in refused("list")
 
 
@@ -347,10 +347,10 @@ def test_cache_shows_and_clears_models_only(tmp_path, monkeypatch):
     (tmp_path / "models" / "deep" / "a.safetensors").write_bytes(b"0" * 1_500_000)
     (tmp_path / "data.txt").write_text("stays")
     shown = CliRunner().invoke(cli, ["cache"])
-    assert f"1 files, 1.5 MB of models in {tmp_path / 'models'}" in shown.stdout
+    assert shown.stdout == f"1 files, 1.5 MB of trained models in {tmp_path}\n"
     assert (tmp_path / "models" / "deep" / "a.safetensors").exists()
     cleared = CliRunner().invoke(cli, ["cache", "--clear"])
-    assert cleared.exit_code == 0 and "removing 1 files, 1.5 MB" in cleared.stdout
+    assert cleared.exit_code == 0 and cleared.stdout == "removing " + shown.stdout
     assert not (tmp_path / "models").exists() and (tmp_path / "data.txt").exists()
     assert "0 files" in CliRunner().invoke(cli, ["cache", "--clear"]).stdout
 
@@ -433,8 +433,15 @@ def test_a_good_notebook_ends_with_0_and_the_report(good):
     assert page.parent.parent == folder / "runs" and (page.parent / "fine.ipynb").is_file()
     assert "[holds] Core 2017: more leaks | paper: 0.52 | ours: 7.25" in done.stdout
     assert "[not reproduced] Core 2017: never seen" in done.stdout
-    assert re.search(r"fine: ran, \d+\.\d s", done.stdout)
+    assert re.search(r"  no models trained\n  fine: ran, \d+\.\d s", done.stdout)
     assert done.stderr == ""  # no terminal: no bar, and no kernel's warnings
+
+
+def test_a_run_says_how_many_models_it_reused(tmp_path, capsys):
+    counted = {"torch": "2", "models": "64 reused from the cache, 0 trained"}
+    path = executed(tmp_path / "a.ipynb", payload("versions", counted))
+    assert run._say("a", report.read(path)) == "ran"
+    assert capsys.readouterr().out.startswith("  models: 64 reused from the cache, 0 trained\n")
 
 
 def test_the_kernel_is_this_interpreter(good):

@@ -279,7 +279,7 @@ def test_gradients_are_autograds(hidden, activation, sizes, soft, seed):
 
 
 def closed_form(build, state):
-    step = training._closed_form_step(build, state)
+    step = training._closed_form_step(build(), state)
     assert step is not None
     return step
 
@@ -325,8 +325,9 @@ def test_gradients_on_digits_with_a_ragged_last_batch(digits, activation, soft):
     ],
 )
 def test_other_models_have_no_closed_form(build):
-    state = {name: value.detach()[None] for name, value in build().named_parameters()}
-    assert training._closed_form_step(build, state) is None
+    net = build()
+    state = {name: value.detach()[None] for name, value in net.named_parameters()}
+    assert training._closed_form_step(net, state) is None
 
 
 # Models that train one by one
@@ -421,6 +422,15 @@ def test_the_callers_generators_are_left_alone(digits, build):
     training.fit(ensemble.model(1), digits.pool.images, digits.pool.labels, num_epochs=1, lr=0.01)
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_seeded_as_torch_seeds():
+    torch.manual_seed(123)
+    expected = torch.rand(3), nn.Linear(2, 2).weight
+    with training._seeded(123):
+        assert torch.equal(torch.rand(3), expected[0])
+        assert torch.equal(nn.Linear(2, 2).weight, expected[1])
+        assert torch.initial_seed() == 123
 
 
 def test_the_callers_seed_decides_nothing(digits):
