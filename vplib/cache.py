@@ -59,7 +59,7 @@ def fingerprint(*parts) -> str:
             digest.update(f"{flat.dtype} {tuple(flat.shape)}".encode())
             digest.update(flat.flatten().view(torch.uint8).numpy() if flat.numel() else b"")
         elif isinstance(part, nn.Module):
-            for name, module in part.named_modules():
+            for name, module in part.named_modules(remove_duplicate=False):
                 given = {k: v for k, v in vars(module).items() if k not in _OF_ANY_MODULE}
                 digest.update(fingerprint(name, type(module), given).encode())
             values = [*part.named_parameters(), *part.named_buffers()]
