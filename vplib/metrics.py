@@ -120,7 +120,7 @@ def bootstrap(
     scores: Tensor,
     members: Tensor,
     *,
-    num_resamples: int = 200,
+    num_resamples: int = 100,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:

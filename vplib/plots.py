@@ -138,6 +138,30 @@ def histogram_pair(
     return ax
 
 
+def matrix(values, rows, columns, ax: Axes | None = None) -> Axes:
+    """A table of numbers, coloured by value and with each number written out.
+
+    Args:
+        values: (R, C) numbers.
+        rows: R names.
+        columns: C names.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    ax = ax or plt.subplots()[1]
+    values = np.asarray(values, dtype=float)
+    drawn = ax.imshow(values, cmap="cividis", aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        dark = drawn.norm(value) < 0.5
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="w" if dark else "k")
+    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
+    return ax
+
+
 def image_row(images: Tensor, titles=None, axes=None):
     """Images side by side, on one scale from 0 to 1.
 

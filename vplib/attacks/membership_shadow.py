@@ -244,6 +244,101 @@ def score_lira(
     return inside.log_prob(victim) - without.log_prob(victim)
 
 
+def train_agnostic_attack(
+    probabilities: Tensor,
+    members: Tensor,
+    groups: Tensor | None = None,
+    *,
+    top: int = 3,
+    num_steps: int = 2000,
+    hidden: int = 64,
+    seed: int = 0,
+) -> training.Ensemble:
+    """Attack models for all classes at once, from the largest probabilities of an answer in order.
+
+    Args:
+        probabilities: (K, N, classes) answers of K shadow models, one is enough, to the N records
+            of their pool.
+        members: (K, N) whether the shadow was trained on the record; the attacker trained it.
+        groups: (G, k) shadows that each of G attack models learns from; by default one attack
+            model learns from all.
+        top: how many of the largest probabilities it looks at.
+        num_steps: about how many training steps, whatever the number of shadows; with few steps
+            the attack model only learns to threshold the largest probability.
+        hidden: width of the hidden layer.
+        seed: of initialization and order.
+
+    Returns:
+        An ensemble of G models, from (N, top) sorted probabilities to 2 logits.
+
+    Raises:
+        ValueError: there are fewer classes than `top`.
+
+    Source:
+        Salem et al., ML-Leaks, NDSS 2019, section IV (adversary 1).
+    """
+    num_records = probabilities.shape[1]
+    answers = sorted_answers(probabilities, top).flatten(0, 1)
+    shadows = torch.arange(len(probabilities))[None] if groups is None else torch.as_tensor(groups)
+    rows = shadows[..., None] * num_records + torch.arange(num_records)
+    steps_an_epoch = -(-rows[0].numel() // 256)
+    return training.fit_many(
+        lambda: models.mlp((top,), 2, (hidden,)),
+        answers,
+        members.flatten().long(),
+        rows.flatten(1),
+        num_epochs=max(1, num_steps // steps_an_epoch),
+        optimizer="adam",
+        lr=0.03,
+        batch_size=256,
+        seed=seed,
+        description="attack model",
+    )
+
+
+def sorted_answers(probabilities: Tensor, top: int = 3) -> Tensor:
+    """The largest probabilities of each answer in falling order: which classes no longer matters.
+
+    Args:
+        probabilities: (..., classes).
+        top: how many to keep.
+
+    Raises:
+        ValueError: there are fewer classes than `top`.
+    """
+    if probabilities.shape[-1] < top:
+        raise ValueError(f"an answer has {probabilities.shape[-1]} classes, fewer than top={top}")
+    return probabilities.topk(top, dim=-1).values
+
+
+def score_agnostic(attack_models: training.Ensemble, predict: Predict, images: Tensor) -> Tensor:
+    """The class-agnostic attack's probability that each record was in the training set.
+
+    Args:
+        attack_models: from `train_agnostic_attack`.
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on; their classes are not needed.
+
+    Returns:
+        (G, N) probabilities, a row an attack model.
+    """
+    top = attack_models.build()[1].in_features
+    return attack_models.probabilities(sorted_answers(predict(images), top))[..., 1]
+
+
+def score_by_confidence(predict: Predict, images: Tensor) -> Tensor:
+    """The victim's largest probability: no shadow, no label, no training.
+
+    Args:
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+
+    Source:
+        Salem et al. 2019, section VI (adversary 3).
+    """
+    return predict(images).amax(-1)
+
+
 def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
     """The threshold with the largest membership advantage on the attacker's own shadows.
 
@@ -259,6 +354,60 @@ def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
     )
     best = (true_positives - false_positives)[1:].argmax() + 1  # the first one is infinite
     return float(np.nextafter(thresholds[best], -np.inf))  # roc_curve counts equality as member
+
+
+def score_rmia(
+    predict: Predict,
+    images: Tensor,
+    labels: Tensor,
+    probabilities: Tensor,
+    members: Tensor,
+    population: tuple[Tensor, Tensor, Tensor],
+    *,
+    online: bool = True,
+    gamma: float = 1.0,
+    offline_factor: float = 0.3,
+) -> Tensor:
+    """The share of population records that the record beats in a pairwise likelihood ratio.
+
+    Args:
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes.
+        probabilities: (K, N, classes) answers of reference models to these very records.
+        members: (K, N) which reference models were trained on which record.
+        population: images (Z, C, H, W), labels (Z,) and the reference models' answers
+            (K, Z, classes) for records that no model was trained on.
+        online: average over references with and without the record; offline over those without,
+            corrected by `offline_factor`.
+        gamma: how much larger the record's ratio must be.
+        offline_factor: the slope a in p = ((1 + a) p_out + (1 - a)) / 2.
+
+    Returns:
+        (N,) shares from 0 to 1.
+
+    Raises:
+        ValueError: a record lacks references without it, or online, references with it.
+
+    Source:
+        Zarifzadeh et al., Low-cost high-power membership inference attacks, ICML 2024,
+        equations 3 to 5 and appendix B.
+    """
+    _check_both_sides(members, inside=online)
+    others, other_labels, other_answers = population
+
+    def true(answers, labels):
+        return (-losses(answers, labels)).exp()
+
+    reference = true(probabilities, labels)
+    without = _mean(reference, ~members)
+    if online:
+        marginal = (_mean(reference, members) + without) / 2
+    else:
+        marginal = ((1 + offline_factor) * without + (1 - offline_factor)) / 2
+    ratio = true(predict(images), labels) / marginal
+    other = true(predict(others), other_labels) / true(other_answers, other_labels).mean(0)
+    return (ratio[:, None] > gamma * other).double().mean(1)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
