@@ -1,7 +1,7 @@
 """The widgets of attacks/membership_shadow in a real JupyterLab: they move, their figures change.
 
 What runs is a copy of the notebook with three changes, for this test is about widgets and the
-whole takes minutes beside a browser: models train for 5 epochs, they are few, and the last cell,
+whole takes minutes beside a browser: models train for 5 epochs, shadows are few, and the last cell,
 which raises when a claim fails, is left out, because claims need not hold for such models. Every
 other cell is the committed one. `tests/notebooks` and nbval run the notebook as it is.
 """
@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell
 
 NOTEBOOK = "attacks/membership_shadow.ipynb"
 QUICK = "attacks/membership_shadow_quick.ipynb"
-FEWER = dict(num_victims=4, num_shadows=8, sweep_shadows=4, lira_shadows=16, draws=1)
+FEWER = dict(num_shadows=8, sweep_shadows=4, lira_shadows=16, draws=1)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def quick(lab):
 
 def test_the_widgets_of_membership_shadow(page, quick):
     expect = pytest.importorskip("playwright.sync_api").expect
-    open_and_run(page, QUICK)
+    open_and_run(page, QUICK, seconds=480)
 
     def output(id):
         """The locator of what a cell shows."""
