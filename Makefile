@@ -42,8 +42,8 @@ bench: env
 # Runs each notebook from a clean kernel, keeps the claims' output alone, and regenerates the Colab
 # guard and README's table. One notebook: make strip ALL_NOTEBOOKS=notebooks/attacks/NAME.ipynb
 strip: env
-	@$(BIN)/python tests/notebooks/strip.py $(ALL_NOTEBOOKS)
-	@$(BIN)/ruff format --quiet notebooks
+	@$(BIN)/python tests/notebooks/strip.py $(ALL_NOTEBOOKS) docs/template.ipynb
+	@$(BIN)/ruff format --quiet notebooks docs
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

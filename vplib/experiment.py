@@ -295,7 +295,10 @@ def claims_table(rows: list[dict]) -> str:
         rows: of, claim, paper, ours, outcome and why of each claim.
     """
     marks = {"holds": "✓", "not reproduced": "○", "FAILS": "✗"}
-    head = "".join(f"<th scope='col'>{h}</th>" for h in ("Claim", "Paper", "Ours", "Outcome"))
+    align = "style='text-align:left'"
+    head = "".join(
+        f"<th scope='col' {align}>{h}</th>" for h in ("Claim", "Paper", "Ours", "Outcome")
+    )
     body = ""
     for r in rows:
         why = f"<br><small>{html.escape(r['why'])}</small>" if r["outcome"] != "holds" else ""

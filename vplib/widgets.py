@@ -54,6 +54,7 @@ def explore(render: Callable[..., Figure | str], **controls: ipywidgets.Widget) 
 
     for control in controls.values():
         control.style = {"description_width": "initial"}
+        control.layout.width = "500px"  # a long description would leave the slider no track
         control.observe(update, "value")
     update()
     display(ipywidgets.VBox([*controls.values(), view]))
