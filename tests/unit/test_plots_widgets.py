@@ -147,7 +147,9 @@ def test_histograms_are_shares_of_each_group():
 
 
 def test_histograms_of_one_value():
-    plots.histogram_pair(torch.zeros(3), torch.zeros(2), "loss").figure.canvas.draw()
+    ax = plots.histogram_pair(torch.zeros(3), torch.zeros(2), "loss")
+    ax.figure.canvas.draw()
+    assert legend_of(ax) == ["members", "nonmembers"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
