@@ -5,13 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import beta
-from sklearn.metrics import roc_auc_score, roc_curve
+from scipy.stats import beta, rankdata
+from sklearn.metrics import roc_curve
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 
 class Estimate(NamedTuple):
@@ -44,9 +40,15 @@ def roc(scores: Tensor, members: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def auc(scores: Tensor, members: Tensor) -> float:
-    """The area under the ROC curve: the chance that a member outscores a nonmember."""
+    """The area under the ROC curve: the chance that a member outscores a nonmember.
+
+    From ranks (Mann and Whitney): scikit-learn's function takes ten times as long at these sizes,
+    and sweeps and bootstraps ask thousands of times.
+    """
     truth, flat = _flat(scores, members)
-    return float(roc_auc_score(truth, flat))
+    num_members = int(truth.sum())
+    above = rankdata(flat)[truth].sum() - num_members * (num_members + 1) / 2
+    return float(above / (num_members * (len(flat) - num_members)))
 
 
 def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float, confidence: float = 0.95) -> Estimate:
@@ -162,6 +164,8 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
     Returns:
         (N,) dB; infinite for equal images.
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # a second to import
+
     return peak_signal_noise_ratio(
         images, references, data_range=1.0, reduction="none", dim=(1, 2, 3)
     )
@@ -180,6 +184,8 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     Source:
         Wang et al., Image quality assessment, IEEE TIP 2004.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     return structural_similarity_index_measure(images, references, data_range=1.0, reduction="none")
 
 

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import stack_module_state
 
-from vplib import cache, experiment
+from vplib import batched, cache, experiment
 
 Build = Callable[[], nn.Module]
 CHUNK = {"cpu": 16, "cuda": 256}  # models trained in one go; more are slower on a CPU
-_TRAINING_CODE = Path(__file__).read_text(encoding="utf-8")  # decides cached models as well
+_TRAINING_CODE = "".join(  # decides cached models as well
+    Path(file).read_text(encoding="utf-8") for file in (__file__, batched.__file__)
+)
 
 
 def fit(
@@ -64,7 +66,12 @@ def fit(
         model = model.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     model.train()
-    stepper = _optimizer(list(model.parameters()), optimizer, lr, momentum, weight_decay)
+    if optimizer == "adam":
+        stepper = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    else:
+        stepper = torch.optim.SGD(
+            model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
+        )
     order = torch.Generator().manual_seed(_derive(seed, "order"))
     epochs = range(num_epochs)
     with _seeded(_derive(seed, "dropout")), _one_thread(images):
@@ -114,7 +121,7 @@ class Ensemble:
         Returns:
             (K, N, classes) logits.
         """
-        forward = _batched_forward(self.build)
+        forward = batched.forward_of(_initialized(self.build, 0).eval())
         if forward is None:
             models = [self.model(k) for k in range(len(self))]
             parts = images.split(batch_size)
@@ -205,14 +212,14 @@ def fit_many(
         raise ValueError(f"subsets must hold rows 0..{len(images) - 1} of the pool")
     if form not in ("auto", "batched", "loop"):
         raise ValueError(f"unknown form {form!r}; {experiment.nearest(form, FORMS)}")
-    forward = _batched_forward(build, training=True)
+    forward = batched.forward_of(_initialized(build, 0))
     if form == "batched" and forward is None:
         raise ValueError(
             "models with buffers, dropout, batch norm or frozen weights train one by one: "
             "form='loop'"
         )
     if form == "auto":
-        form = "batched" if forward is not None and _batching_wins(template, images) else "loop"
+        form = "batched" if forward is not None and batched.wins(template, images) else "loop"
     settings = dict(
         num_epochs=num_epochs,
         lr=lr,
@@ -283,7 +290,6 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 FORMS = ("auto", "batched", "loop")
-_LOOP_ONLY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 def _derive(seed: int, *path) -> int:
@@ -332,16 +338,16 @@ def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
         for name, value in stack_module_state(models)[0].items()
     }
     names = "optimizer", "lr", "momentum", "weight_decay"
-    stepper = _optimizer(list(state.values()), *(settings[name] for name in names))
-    step = _closed_form_step(models[0], state) or _autograd_step(forward, state)
+    update = batched.updater(list(state.values()), *(settings[name] for name in names))
+    gradients = batched.closed_form(models[0], state) or batched.by_autograd(forward, state)
     orders = [torch.Generator().manual_seed(_derive(seed, "order")) for seed in seeds]
     with _one_thread(images):
         for _ in range(settings["num_epochs"]):
             order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
             shuffled = subsets.gather(1, order.to(images.device))
             for rows in shuffled.split(settings["batch_size"], dim=1):
-                loss = step(images[rows], labels[rows])
-                stepper.step()
+                loss, found = gradients(images[rows], labels[rows])
+                update(found)
             _check_finite(loss, settings["lr"])
     return {name: value.detach() for name, value in state.items()}
 
@@ -381,134 +387,3 @@ def _check(model, images, labels, num_epochs, lr, batch_size, optimizer) -> None
 def _check_finite(loss: Tensor, lr: float) -> None:
     if not torch.isfinite(loss):
         raise FloatingPointError(f"training diverged (loss {loss.item()}); lower lr from {lr}")
-
-
-def _optimizer(parameters, optimizer, lr, momentum, weight_decay) -> torch.optim.Optimizer:
-    if optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
-    )
-
-
-def _batching_wins(model: nn.Module, images: Tensor) -> bool:
-    """Whether stacked weights beat one model after another (measured, tests/benchmarks)."""
-    if images.device.type != "cpu":
-        return True
-    convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
-    plain = isinstance(model, nn.Sequential)
-    return plain and (not convolutions or images.shape[-1] <= 16)
-
-
-def _batched_forward(build: Build, training: bool = False):
-    """A function (state, x (K, B, ...)) -> logits (K, B, classes), or None if there is none.
-
-    Linear layers become one batched product, convolutions one grouped convolution on
-    (B, K * C, H, W); any other architecture goes through vmap.
-    """
-    net = _initialized(build, 0).train(training)
-    if (
-        any(isinstance(m, _LOOP_ONLY) for m in net.modules())
-        or next(net.buffers(), None) is not None
-        or not all(p.requires_grad for p in net.parameters())
-    ):
-        return None
-    if type(net) is not nn.Sequential or not all(_is_plain(m) for m in net):
-        base = net.to("meta")
-        return vmap(lambda state, x: functional_call(base, state, (x,)))
-
-    def forward(state: dict[str, Tensor], x: Tensor) -> Tensor:
-        num_models, packed = len(x), False
-        for i, layer in enumerate(net):
-            weight, bias = state.get(f"{i}.weight"), state.get(f"{i}.bias")
-            if isinstance(layer, nn.Conv2d):
-                if not packed:
-                    x, packed = x.transpose(0, 1).flatten(1, 2), True
-                bias = None if bias is None else bias.flatten()
-                groups = num_models * layer.groups
-                shape = (layer.stride, layer.padding, layer.dilation, groups)
-                x = F.conv2d(x, weight.flatten(0, 1), bias, *shape)
-            elif isinstance(layer, nn.Linear):
-                bias = 0 if bias is None else bias.unsqueeze(1)
-                x = x @ weight.transpose(1, 2) + bias
-            elif isinstance(layer, nn.Flatten):
-                x = x.view(len(x), num_models, -1).transpose(0, 1) if packed else x.flatten(2)
-                packed = False
-            elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and not packed:
-                x = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-            else:
-                x = layer(x)
-        return x
-
-    return forward
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether the batched forward knows this layer; a subclass may compute something else."""
-    layers = (nn.Linear, nn.Conv2d, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Tanh)
-    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1):
-        return False
-    return type(layer) in layers and getattr(layer, "padding_mode", "zeros") == "zeros"
-
-
-def _autograd_step(forward, state):
-    """Gradients of all models by autograd; the sum over models does not mix their gradients."""
-
-    def step(x: Tensor, y: Tensor) -> Tensor:
-        for parameter in state.values():
-            parameter.grad = None
-        logits = forward(state, x)
-        flat = y.flatten(0, 1)
-        loss = F.cross_entropy(logits.flatten(0, 1), flat, reduction="sum") / x.shape[1]
-        loss.backward()
-        return loss.detach()
-
-    return step
-
-
-def _closed_form_step(net: nn.Module, state):
-    """Gradients of all models of a ReLU or tanh MLP by hand, or None for other models.
-
-    Half the cost of autograd at these sizes, where the time goes into calls, not products.
-    """
-    plain = type(net) is nn.Sequential and all(_is_plain(m) for m in net)
-    body = list(net)[1:] if plain and type(net[0]) is nn.Flatten else []
-    linear, between = body[::2], {type(m) for m in body[1::2]}
-    if (
-        len(body) % 2 == 0
-        or not all(type(m) is nn.Linear and m.bias is not None for m in linear)
-        or not between <= {nn.ReLU, nn.Tanh}
-        or len(between) > 1
-    ):
-        return None
-    tanh = nn.Tanh in between
-    names = [f"{1 + 2 * i}" for i in range(len(linear))]
-    weights = [state[f"{name}.weight"] for name in names]
-    biases = [state[f"{name}.bias"] for name in names]
-
-    @torch.no_grad()
-    def step(x: Tensor, y: Tensor) -> Tensor:
-        inputs = [x.flatten(2)]
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            z = torch.baddbmm(bias.unsqueeze(1), inputs[-1], weight.transpose(1, 2))
-            inputs.append(z.tanh_() if tanh else z.relu_())
-        logits = torch.baddbmm(biases[-1].unsqueeze(1), inputs[-1], weights[-1].transpose(1, 2))
-        error = logits.softmax(-1)  # minus the target: the gradient of the logits
-        if y.ndim == 2:
-            index = y.unsqueeze(-1)
-            loss = -error.gather(2, index).clamp_min(1e-38).log().sum()
-            error.scatter_add_(2, index, error.new_full((1, 1, 1), -1.0).expand(index.shape))
-        else:
-            loss = -(error.clamp_min(1e-38).log() * y).sum()
-            error -= y
-        error /= x.shape[1]
-        for i, weight in reversed(list(enumerate(weights))):
-            biases[i].grad = error.sum(1)
-            gradient = error.transpose(1, 2) @ inputs[i]
-            if i:
-                slope = 1 - inputs[i] ** 2 if tanh else inputs[i] > 0
-                error = (error @ weight).mul_(slope)
-            weight.grad = gradient
-        return loss
-
-    return step

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vplib import datasets, models, training
+from vplib import batched, datasets, models, training
 
 QUICK = settings(deadline=None, max_examples=25)
 
@@ -103,8 +103,8 @@ def test_batched_mlps_are_the_ones_trained_one_by_one(digits, activation, hidden
     def build():
         return models.mlp((1, 8, 8), 10, hidden=hidden, activation=activation)
 
-    batched, loop = both(build, digits.pool, **optimizer)
-    ours, theirs = batched.logits(digits.test.images), loop.logits(digits.test.images)
+    stacked, loop = both(build, digits.pool, **optimizer)
+    ours, theirs = stacked.logits(digits.test.images), loop.logits(digits.test.images)
     assert (ours - theirs).abs().max() < 1e-3
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
     assert training.accuracy(ours, digits.test.labels).mean() > 0.3  # well off the start
@@ -115,11 +115,11 @@ def test_soft_labels(digits, build):
     soft = 0.9 * F.one_hot(digits.pool.labels, 10) + 0.01
     subsets = training.half_splits(400, 4)
     arguments = (build, digits.pool.images, soft, subsets)
-    batched, loop = (
+    stacked, loop = (
         training.fit_many(*arguments, num_epochs=3, form=form) for form in ("batched", "loop")
     )
     images = digits.test.images
-    assert (batched.logits(images) - loop.logits(images)).abs().max() < 1e-3
+    assert (stacked.logits(images) - loop.logits(images)).abs().max() < 1e-3
 
 
 def test_one_hot_labels_train_what_hard_labels_train(digits):
@@ -136,10 +136,10 @@ def test_one_hot_labels_train_what_hard_labels_train(digits):
 
 
 def test_batched_cnns_are_as_good_as_those_trained_one_by_one(digits):
-    batched, loop = both(small_cnn, digits.pool, num_epochs=12, lr=0.01, optimizer="adam")
+    stacked, loop = both(small_cnn, digits.pool, num_epochs=12, lr=0.01, optimizer="adam")
     ours, theirs = (
         training.accuracy(e.logits(digits.test.images), digits.test.labels).mean()
-        for e in (batched, loop)
+        for e in (stacked, loop)
     )
     assert abs(ours - theirs) < 0.01
     assert ours > 0.7
@@ -177,11 +177,11 @@ def test_the_batched_forward_knows_what_it_does_not_know(digits, build):
     two = torch.cat([digits.pool.images, digits.pool.images.flip(2)], 1)
     subsets = training.half_splits(100, 3 + 1)
     arguments = (build, two, digits.pool.labels, subsets)
-    batched, loop = (
+    stacked, loop = (
         training.fit_many(*arguments, num_epochs=2, lr=0.02, form=form)
         for form in ("batched", "loop")
     )
-    ours, theirs = batched.logits(two), loop.logits(two)
+    ours, theirs = stacked.logits(two), loop.logits(two)
     alone = torch.stack([loop.model(k)(two) for k in range(4)])
     assert (ours - theirs).abs().max() < 1e-3
     assert torch.allclose(theirs, alone, atol=1e-4)
@@ -192,10 +192,10 @@ def head(inputs):
 
 
 def test_a_module_that_is_no_sequential_goes_through_vmap(digits):
-    batched, loop = both(Residual, digits.pool, num_models=4)
+    stacked, loop = both(Residual, digits.pool, num_models=4)
     images = digits.test.images
-    assert (batched.logits(images) - loop.logits(images)).abs().max() < 1e-3
-    assert torch.allclose(batched.logits(images)[2], batched.model(2)(images), atol=1e-4)
+    assert (stacked.logits(images) - loop.logits(images)).abs().max() < 1e-3
+    assert torch.allclose(stacked.logits(images)[2], stacked.model(2)(images), atol=1e-4)
 
 
 def test_images_in_channels_last_memory(digits):
@@ -228,9 +228,9 @@ def test_auto_takes_the_form_that_wins(digits):
             training.fit_many(build, *arguments, num_epochs=1, form=f) for f in ("auto", form)
         )
         assert same_state(auto.state, named.state), build
-    assert not training._batching_wins(small_cnn(), torch.zeros(1, 1, 28, 28))
-    assert training._batching_wins(small_mlp(), torch.zeros(1, 1, 28, 28))
-    assert training._batching_wins(small_cnn(), torch.zeros(1, 1, 28, 28, device="meta"))
+    assert not batched.wins(small_cnn(), torch.zeros(1, 1, 28, 28))
+    assert batched.wins(small_mlp(), torch.zeros(1, 1, 28, 28))
+    assert batched.wins(small_cnn(), torch.zeros(1, 1, 28, 28, device="meta"))
 
 
 # Gradients by hand against autograd
@@ -272,20 +272,20 @@ def test_gradients_are_autograds(hidden, activation, sizes, soft, seed):
         }
         for value in state.values():
             value.requires_grad_()
-        loss = make(build, state)(x, y)
-        for name, value in state.items():
-            assert torch.allclose(value.grad, expected[name], atol=1e-6, rtol=0), name
+        loss, found = make(build, state)(x, y)
+        for name, gradient in zip(state, found, strict=True):
+            assert torch.allclose(gradient, expected[name], atol=1e-6, rtol=0), name
         assert torch.isfinite(loss)
 
 
 def closed_form(build, state):
-    step = training._closed_form_step(build(), state)
-    assert step is not None
-    return step
+    gradients = batched.closed_form(build(), state)
+    assert gradients is not None
+    return gradients
 
 
 def by_autograd(build, state):
-    return training._autograd_step(training._batched_forward(build), state)
+    return batched.by_autograd(batched.forward_of(build()), state)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -296,17 +296,18 @@ def test_gradients_on_digits_with_a_ragged_last_batch(digits, activation, soft):
 
     net = training._initialized(build, 3)
     state = {k: v.detach()[None].repeat(2, *[1] * v.ndim) for k, v in net.named_parameters()}
-    step = closed_form(build, {k: v.requires_grad_() for k, v in state.items()})
+    gradients = closed_form(build, {k: v.requires_grad_() for k, v in state.items()})
     images, labels = digits.pool.images.double(), digits.pool.labels
     labels = F.one_hot(labels, 10).double() * 0.5 + 0.05 if soft else labels
     for rows in torch.arange(39).split(32):  # 32, then 7
         other = rows + 50
-        step(torch.stack([images[rows], images[other]]), torch.stack([labels[rows], labels[other]]))
+        x, y = (torch.stack([values[rows], values[other]]) for values in (images, labels))
+        found = dict(zip(state, gradients(x, y)[1], strict=True))
         for k, mine in enumerate((rows, other)):
             net.zero_grad()
             F.cross_entropy(net(images[mine]), labels[mine]).backward()
             for name, parameter in net.named_parameters():
-                assert torch.allclose(state[name].grad[k], parameter.grad, atol=1e-6, rtol=0)
+                assert torch.allclose(found[name][k], parameter.grad, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +328,7 @@ def test_gradients_on_digits_with_a_ragged_last_batch(digits, activation, soft):
 def test_other_models_have_no_closed_form(build):
     net = build()
     state = {name: value.detach()[None] for name, value in net.named_parameters()}
-    assert training._closed_form_step(net, state) is None
+    assert batched.closed_form(net, state) is None
 
 
 # Models that train one by one

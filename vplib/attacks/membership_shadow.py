@@ -42,6 +42,7 @@ def train_attack_models(
     probabilities: Tensor,
     labels: Tensor,
     members: Tensor,
+    groups: Tensor | None = None,
     *,
     num_epochs: int = 30,
     hidden: int = 64,
@@ -53,12 +54,14 @@ def train_attack_models(
         probabilities: (K, N, classes) answers of K shadow models to the N records of their pool.
         labels: (N,) classes of the records, known to the attacker.
         members: (K, N) whether the shadow was trained on the record; the attacker trained it.
+        groups: (G, k) shadows that each of G attacks learns from; by default one attack learns
+            from all.
         num_epochs: passes over the attack set of a class.
         hidden: width of the hidden layer.
         seed: of initialization and order.
 
     Returns:
-        An ensemble with a model a class, each from (N, classes) answers to 2 logits.
+        An ensemble of G * classes models, each from (N, classes) answers to 2 logits.
 
     Raises:
         ValueError: a class has no record, so that its attack model has nothing to learn from.
@@ -68,9 +71,16 @@ def train_attack_models(
         attack models take equally many steps.
     """
     answers, classes, inside = attack_set(probabilities, labels, members)
-    rows = [(classes == c).nonzero().flatten() for c in range(answers.shape[-1])]
+    num_shadows, num_records, num_classes = probabilities.shape
+    groups = torch.arange(num_shadows)[None] if groups is None else torch.as_tensor(groups)
+    shadow = torch.arange(num_shadows, device=classes.device).repeat_interleave(num_records)
+    rows = [
+        (torch.isin(shadow, group.to(shadow)) & (classes == c)).nonzero().flatten()
+        for group in groups
+        for c in range(num_classes)
+    ]
     if not all(len(r) for r in rows):
-        empty = [c for c, r in enumerate(rows) if not len(r)]
+        empty = [c for c in range(num_classes) if not (labels == c).any()]
         raise ValueError(f"the shadow pool has no record of class {empty}; take a larger pool")
     longest = max(len(r) for r in rows)
     subsets = torch.stack([r.repeat(-(-longest // len(r)))[:longest] for r in rows])
@@ -100,10 +110,12 @@ def score_members(
         labels: (N,) their classes, known to the attacker.
 
     Returns:
-        (N,) probabilities; above 0.5 the attack says "member".
+        (N,) probabilities, or (G, N) for the attack models of several groups of shadows; above
+        0.5 the attack says "member".
     """
-    inside = attack_models.probabilities(predict(images))[..., 1]
-    return inside[labels, torch.arange(len(labels))]
+    answers = predict(images)
+    inside = attack_models.probabilities(answers)[..., 1].unflatten(0, (-1, answers.shape[-1]))
+    return inside[:, labels, torch.arange(len(labels))].squeeze(0)
 
 
 def losses(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """The sets that torchvision and scikit-learn download, each as a `Stored`.
 
 torchvision's lie in the data root as it lays them out there, scikit-learn's under sklearn/ in it.
+Both are imported where they are used: torchvision takes seconds, and the embedded sets need none.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchvision import datasets as tv
 
 from vplib.datasets.fetching import data_root, fetched, reading
 from vplib.datasets.stored import Stored, from_arrays, read_parts
@@ -37,29 +38,51 @@ def _check_count(name: str, part: str, found: int) -> None:
         raise ValueError(f"{found} images instead of {COUNTS[name][part]}")
 
 
-def _arrays(name, kind, targets, split, *, classes=None, **told) -> Stored:
-    """A set that torchvision holds in memory: its train part, its test part, or one after other.
+class _Arrays(NamedTuple):
+    """A set that torchvision holds in memory.
 
     Args:
-        name: the dataset.
-        kind: torchvision's class for it.
+        kind: the name of torchvision's class for it.
         targets: the files or folders with the train part and the test part.
-        split: "train", "test" or "all".
+        url: asked first for a download.
+        files: what to copy by hand.
+        instead: the embedded set that does without a network.
         classes: their names, by default torchvision's.
-        **told: `url`, `files` and `instead` for `fetched`.
     """
+
+    kind: str
+    targets: tuple[str, str]
+    url: str
+    files: str
+    instead: str = "mnist5k"
+    classes: tuple[str, ...] = ()
+
+
+def _arrays(name: str, split: str) -> Stored:
+    """Its train part, its test part, or one after the other."""
+    from torchvision import datasets as tv
+
+    told = ARRAYS[name]
+    kind = getattr(tv, told.kind)
     found = []
     for part in _parts(split):
         which = {"split": part} if kind is tv.SVHN else {"train": part == "train"}
-        download = partial(kind, **which, download=True)
-        place = fetched(name, data_root(), targets[part == "test"], download, **told)
+        place = fetched(
+            name,
+            data_root(),
+            told.targets[part == "test"],
+            partial(kind, **which, download=True),
+            url=told.url,
+            files=told.files,
+            instead=told.instead,
+        )
         with reading(name, place):
             data = kind(place.parent, **which, download=False)
             _check_count(name, part, len(data.data))
             pixels = torch.as_tensor(data.data)
             pixels = pixels.permute(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels
             found.append((pixels, data.labels if kind is tv.SVHN else data.targets))
-    return from_arrays(found, classes or data.classes, own_split=True)
+    return from_arrays(found, told.classes or data.classes, own_split=True)
 
 
 def _omniglot(split: str) -> Stored:
@@ -69,6 +92,7 @@ def _omniglot(split: str) -> Stored:
     evaluation set (659 characters of 20 others): they share no class, and each part numbers its
     own. "all" holds both, 1,623 classes, background first.
     """
+    from torchvision import datasets as tv
 
     def download(folder):
         for background in (True, False):
@@ -132,6 +156,8 @@ def _celeba(split: str) -> Stored:
     They share no person, and each numbers its own; "all" holds everyone. With an image size, the
     middle square of 178 pixels; landmarks are positions in the scaled image.
     """
+    from torchvision import datasets as tv
+
     place = fetched(
         "celeba",
         data_root(),
@@ -184,67 +210,53 @@ def _olivetti(split: str) -> Stored:
     return from_arrays([(pixels, found.target)], (f"person {i}" for i in range(40)), top=1)
 
 
-LOADERS: dict[str, Callable[[str], Stored]] = {
-    "mnist": partial(
-        _arrays,
-        "mnist",
-        tv.MNIST,
+ARRAYS = {
+    "mnist": _Arrays(
+        "MNIST",
         ("MNIST", "MNIST"),
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "the four idx files of MNIST (for example from the CVDF mirror) to {}/raw",
         classes=DIGITS,
-        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
-        files="the four idx files of MNIST (for example from the CVDF mirror) to {}/raw",
-        instead="mnist5k",
     ),
-    "olivetti": _olivetti,
-    "fashion_mnist": partial(
-        _arrays,
-        "fashion_mnist",
-        tv.FashionMNIST,
+    "fashion_mnist": _Arrays(
+        "FashionMNIST",
         ("FashionMNIST", "FashionMNIST"),
-        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        files="the four idx files, unpacked (github.com/zalandoresearch/fashion-mnist, or Debian's "
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "the four idx files, unpacked (github.com/zalandoresearch/fashion-mnist, or Debian's "
         "package dataset-fashion-mnist) to {}/raw",
-        instead="mnist5k",
     ),
-    "cifar10": partial(
-        _arrays,
-        "cifar10",
-        tv.CIFAR10,
+    "cifar10": _Arrays(
+        "CIFAR10",
         ("cifar-10-batches-py",) * 2,
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        files="the files of cifar-10-python.tar.gz to {}",
-        instead="mnist5k",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "the files of cifar-10-python.tar.gz to {}",
     ),
-    "cifar100": partial(
-        _arrays,
-        "cifar100",
-        tv.CIFAR100,
+    "cifar100": _Arrays(
+        "CIFAR100",
         ("cifar-100-python",) * 2,
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        files="the files of cifar-100-python.tar.gz to {}",
-        instead="mnist5k",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "the files of cifar-100-python.tar.gz to {}",
     ),
-    "svhn": partial(
-        _arrays,
-        "svhn",
-        tv.SVHN,
+    "svhn": _Arrays(
+        "SVHN",
         ("train_32x32.mat", "test_32x32.mat"),
+        "http://ufldl.stanford.edu/housenumbers/",
+        "train_32x32.mat and test_32x32.mat to {}",
         classes=DIGITS,
-        url="http://ufldl.stanford.edu/housenumbers/",
-        files="train_32x32.mat and test_32x32.mat to {}",
-        instead="mnist5k",
     ),
-    "lfw": _lfw,
-    "usps": partial(
-        _arrays,
-        "usps",
-        tv.USPS,
+    "usps": _Arrays(
+        "USPS",
         ("usps.bz2", "usps.t.bz2"),
-        classes=DIGITS,
-        url="https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
-        files="usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}",
+        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
+        "usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}",
         instead="digits",
+        classes=DIGITS,
     ),
+}
+LOADERS: dict[str, Callable[[str], Stored]] = {
+    **{name: partial(_arrays, name) for name in ARRAYS},
+    "olivetti": _olivetti,
+    "lfw": _lfw,
     "omniglot": _omniglot,
     "celeba": _celeba,
 }

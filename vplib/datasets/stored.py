@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.v2.functional import resize
 
 from vplib import experiment
 from vplib.datasets.fetching import reading
@@ -53,7 +53,8 @@ def from_arrays(parts: Iterable, classes, *, top: float = 255, own_split: bool =
     def read(rows, image_size):
         images = pixels[rows].float().div_(top).clamp_(0, 1).contiguous()
         if image_size is not None and images.shape[2:] != (image_size, image_size):
-            images = resize(images, [image_size, image_size], antialias=True).clamp_(0, 1)
+            size = (image_size, image_size)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True).clamp_(0, 1)
         return images
 
     return Stored(labels, tuple(classes), tuple(pixels.shape[1:]), read, own_split)
