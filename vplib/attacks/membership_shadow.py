@@ -369,11 +369,11 @@ def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
     Returns:
         The threshold; scores above it count as members.
     """
-    false_positives, true_positives, thresholds = roc_curve(
-        members.flatten().numpy(), scores.flatten().double().numpy()
-    )
+    asked = scores.flatten().numpy()
+    false_positives, true_positives, thresholds = roc_curve(members.flatten().numpy(), asked)
     best = (true_positives - false_positives)[1:].argmax() + 1  # the first one is infinite
-    return float(np.nextafter(thresholds[best], -np.inf))  # roc_curve counts equality as member
+    number = asked.dtype.type  # roc_curve counts equality as member: the next smaller such number
+    return float(np.nextafter(number(thresholds[best]), number(-np.inf)))
 
 
 def score_rmia(
