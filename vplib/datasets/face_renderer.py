@@ -71,6 +71,7 @@ class _Frame(NamedTuple):
     sin: Tensor
     shift: tuple[Tensor, Tensor]
     size: int
+    rows: range  # of the image that are painted
 
     def pixel(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Where a point of the head lies in the image, in pixels."""
@@ -93,9 +94,10 @@ class _Frame(NamedTuple):
             (column, a * reach[0] + b * reach[1]),
         ):
             size = size * self.fine + 1
-            low, high = (middle - size).min().floor(), (middle + size).max().ceil() + 1
-            found.append(slice(*torch.stack([low, high]).clamp(0, self.size).int().tolist()))
-        return tuple(found)
+            ends = torch.stack([(middle - size).min().floor(), (middle + size).max().ceil() + 1])
+            found.append(ends)
+        rows = (found[0] - self.rows.start).clamp(0, len(self.rows)).int().tolist()
+        return slice(*rows), slice(*found[1].clamp(0, self.size).int().tolist())
 
     def ellipse(self, x, y, a, b, soft: float = 1.0) -> tuple[tuple[slice, slice], Tensor]:
         """The window and the coverage of an ellipse on the head; `soft` edges are wider."""
@@ -122,24 +124,27 @@ def _both(*alphas: Tensor) -> Tensor:
     return found
 
 
+def _batch_last(colour: Tensor) -> Tensor:
+    return colour.T[:, None, None]
+
+
 def _gray(value: float) -> Tensor:
     return torch.full((1, 3), value)
 
 
-def _background(f: _Frame, n: Params) -> Iterator[_Layer]:
-    """A gradient from one colour to another, with a pale disc out of focus."""
-    everywhere = slice(None), slice(None)
-    along = (f.u * n["gradient_x"] + f.v * n["gradient_y"]) * 0.4 + 0.5
-    yield _Layer(everywhere, torch.ones_like(along), n["backdrop"], BACKGROUND)
-    yield _Layer(everywhere, along.clamp_(0, 1), n["backdrop_2"], BACKGROUND)
-    far = (f.u - n["disc_x"]).square() + (f.v - n["disc_y"]).square()
-    lighter = n["backdrop_2"] * 0.5 + 0.5
-    yield _Layer(everywhere, f.inside(far * 3, 0.55, 5) * n["disc"], lighter, BACKGROUND)
+def _background(f: _Frame, n: Params) -> Tensor:
+    """(3, H, W, N): a gradient from one colour to another, with a pale disc out of focus."""
+    along = ((f.u * n["gradient_x"] + f.v * n["gradient_y"]) * 0.4 + 0.5).clamp_(0, 1)
+    far = (f.u - n["disc_x"]).square_() + (f.v - n["disc_y"]).square_()
+    one, other = _batch_last(n["backdrop"]), _batch_last(n["backdrop_2"])
+    disc = f.inside(far * 3, 0.55, 5) * n["disc"]
+    return torch.lerp(one, other, along).lerp_(other * 0.5 + 0.5, disc)
 
 
 def _body(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     """Clothes with stripes and a collar, and the neck with the shadow of the chin."""
-    top = slice((f.v[:, 0] > 0.25).any(-1).int().argmax().item(), None), slice(None)
+    below = (f.v.detach()[:, 0] > 0.25).any(-1).sum().item()
+    top = slice(len(f.rows) - below, None), slice(None)
     u, v = f.u[top], f.v[top]
     broad = i["shoulders"]
     down = (v - 1.5).clamp(max=0).square_()
@@ -165,7 +170,7 @@ def _back_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Layer
     far = ((f.x[where] - back) * (1 / width)).square_()
     far += ((f.y[where] + 0.12) * (1 / height)).square_()
     yield _Layer(where, f.inside(far + wave[where], width), i["hair"] * 0.72, HAIR)
-    where = f.window(back, 0.35, width + 0.15, 1.0)
+    where = f.window(back, 0.0, width + 0.15, 1.05)
     x, y = f.x[where] - back, f.y[where]
     spread = 1 / (width + 0.03)
     far = (x * spread).square_() + ((y + 0.12) * 1.1).clamp_(max=0).square_()
@@ -304,8 +309,8 @@ def _mouth(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     yield _Layer(where, lips, i["lip"], MOUTH)
     upper = _both(lips, f.edge(-dy))
     yield _Layer(where, upper, i["lip"] * 0.80, MOUTH)
-    gap = f.edge(gape * lens - dy.abs() + 0.008)
-    yield _Layer(where, _both(gap, f.edge(lens * 0.5)), i["lip"] * 0.22, MOUTH)
+    gap = f.edge((gape + 0.016) * lens - dy.abs() - 0.004)
+    yield _Layer(where, gap, i["lip"] * 0.22, MOUTH)
     open_ = f.edge(gape * lens - dy.abs() - 0.012)
     bite = f.edge(-dy - gape * (0.9 * n["round"] - 0.25))
     yield _Layer(where, _both(open_, bite) * n["teeth"], _gray(0.96), MOUTH)
@@ -346,15 +351,15 @@ def _front_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Laye
     yield _Layer(strand, sides * i["long_hair"], i["hair"] * 0.9, HAIR)
 
 
-def _worn(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
-    """Glasses, a hat (cap or beanie), and something held before the face."""
+def _glasses(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """Two rims with a faint reflection, the bridge and the temples."""
     y = i["eye_y"] + 0.02 + 0.38 * n["pitch"]
     for side in (-1, 1):
         x, narrow = _turned(side * (i["eye_gap"] + 0.01), 0.40, n)
         a, b = 0.185 * narrow, 0.185 * n["lens"]
         where = f.window(x, y, a * 1.2, b * 1.25)
-        far = ((f.x[where] - x) * (1 / a)).square_()
-        dy = ((f.y[where] - y) * (1 / b)).square_()
+        far = ((f.x[where] - x) * (1 / a)).square_().clamp_(max=1.3)
+        dy = ((f.y[where] - y) * (1 / b)).square_().clamp_(max=1.3)
         far = far + dy - n["angular"] * far * dy
         lens, hole = f.inside(far, b), f.inside(far * 1.42, b * 0.84)
         yield _Layer(where, lens * n["glasses"] * 0.14, _gray(0.85), None)
@@ -367,6 +372,10 @@ def _worn(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
             bar = f.edge(0.022 - (f.y[where] - y + 0.03).abs_())
             bar = _both(bar, f.edge(half - (f.x[where] - middle).abs_()))
             yield _Layer(where, bar * n["glasses"], n["frame"], WORN)
+
+
+def _hat(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """A beanie with a band, or a cap with a visor."""
     back = -0.06 * n["yaw"]
     width, top = i["face_width"] + i["volume"] * 0.6 + 0.05, i["face_height"] * 0.9 + 0.16
     brim = i["eye_y"] - i["brow_gap"] - 0.13 + 0.3 * n["pitch"]
@@ -383,6 +392,10 @@ def _worn(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     x3 = f.x[where] - 0.75 * n["yaw"].sin()
     visor = (x3 * (1 / (width * 0.86))).square_() + ((y - 0.02) * 7.5).square_()
     yield _Layer(where, f.inside(visor, 0.13) * n["hat"] * n["cap"], n["hat_colour"] * 0.6, WORN)
+
+
+def _occluder(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """A phone or the like, held before the face."""
     cos, sin = n["held_angle"].cos(), n["held_angle"].sin()
     x, y = f.u - n["held_x"], f.v - n["held_y"]
     x, y = x * cos + y * sin, y * cos - x * sin
@@ -393,30 +406,26 @@ def _worn(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     yield _Layer(everywhere, rim * n["occluder"], n["held"] * 0.35, WORN)
 
 
-def _frame(n: Params, size: int, body: bool) -> _Frame:
+def _frame(n: Params, size: int, body: bool, rows: range) -> _Frame:
     """The grid, moved, turned and scaled; with the body, from further away."""
     far = 1.9 if body else 1.0
     dtype, device = n["yaw"].dtype, n["yaw"].device
     step = (torch.arange(size, dtype=dtype, device=device) + 0.5) * (2 / size) - 1
     scale = n["scale"] * far
     shift = n["shift_x"] / far, n["shift_y"] / far - (0.40 if body else 0.0)
-    u = ((step[:, None] - shift[0]) * scale).expand(size, size, -1)
-    v = ((step[:, None, None] - shift[1]) * scale).expand(size, size, -1)
+    u = ((step[:, None] - shift[0]) * scale).expand(len(rows), size, -1)
+    v = ((step[rows.start : rows.stop, None, None] - shift[1]) * scale).expand(-1, size, -1)
     cos, sin = n["roll"].cos(), n["roll"].sin()
     x, y = u * cos + v * sin, v * cos - u * sin
-    return _Frame(x, y, u, v, size / 2 / scale, cos, sin, shift, size)
+    return _Frame(x, y, u, v, size / 2 / scale, cos, sin, shift, size, rows)
 
 
-def _paint(layers: Iterator[_Layer], size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Lays the layers over each other: red, green, blue and the subject's share; the label map."""
-    canvas = like.new_zeros(4, size, size, len(like))
-    labels = torch.zeros(size, size, len(like), dtype=torch.uint8, device=like.device)
+def _paint(layers: Iterator[_Layer], canvas: Tensor, labels: Tensor) -> Tensor:
+    """Lays the layers over the canvas, (3, H, W, N), and notes the parts in the label map."""
     for where, alpha, colour, part in layers:
         if not alpha.numel():
             continue
-        share = colour.new_full((len(colour), 1), part != BACKGROUND)
-        colour = torch.cat([colour, share], 1).to(like).T[:, None, None]
-        at = (slice(None), *where)
+        colour, at = _batch_last(colour.to(canvas)), (slice(None), *where)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (canvas, alpha, colour)):
             below, canvas = canvas, canvas.clone()  # autograd needs what lies below as it was
             canvas[at] = torch.lerp(below[at], colour, alpha)
@@ -424,20 +433,41 @@ def _paint(layers: Iterator[_Layer], size: int, like: Tensor) -> tuple[Tensor, T
             canvas[at].lerp_(colour, alpha)
         if part:
             labels[where].masked_fill_(alpha > 0.5, part)
-    return canvas, labels
+    return canvas
 
 
-def _render(i: Params, n: Params, size: int, body: bool, noise: Tensor) -> Rendered:
-    f = _frame(n, size, body)
+def _worn(f: _Frame, i: Params, n: Params, canvas: Tensor, labels: Tensor) -> Tensor:
+    """Paints what few wear, on the photos of those alone."""
+    for name, layers in (("glasses", _glasses), ("hat", _hat), ("occluder", _occluder)):
+        some = n[name].nonzero()[:, 0]
+        if not len(some):
+            continue
+        part = {k: v[some] for k, v in n.items()}, {k: v[some] for k, v in i.items()}
+        few = f._replace(
+            **{k: getattr(f, k)[..., some] for k in ("x", "y", "u", "v", "fine", "cos", "sin")},
+            shift=(f.shift[0][some], f.shift[1][some]),
+        )
+        part_labels = labels[..., some]
+        painted = _paint(layers(few, part[1], part[0]), canvas[..., some], part_labels)
+        labels[..., some] = part_labels
+        canvas = canvas.index_copy(-1, some, painted) if painted.requires_grad else canvas.index_copy_(-1, some, painted)
+    return canvas
+
+
+def _render(i: Params, n: Params, size: int, body: bool, rows: range) -> tuple[Tensor, Tensor]:
+    """Images and label maps, without noise: some rows of them, (N, 3, rows, W) and (N, rows, W)."""
+    f = _frame(n, size, body, rows)
     wave = (f.x * 13 + i["curl_phase"]).sin_() * (f.y * 11 - i["curl_phase"]).cos_() * i["curl"]
     w, h = i["face_width"], i["face_height"]
-    xs = f.x - 0.16 * n["yaw"] * f.y.clamp(min=0)  # the chin turns further than the brow
-    narrow = xs * (1 + i["taper"] * f.y.clamp(min=0)) * (1 / w)
-    across, down = narrow.square(), (f.y * (1 / h)).square()
+    low = f.y.clamp(min=0)
+    xs = f.x - 0.16 * n["yaw"] * low  # the chin turns further than the brow
+    across, down = xs * (low * (i["taper"] / w) + 1 / w), f.y * (1 / h)
+    bend = across.clamp(-1.2, 1.2) * n["light_x"] + down.clamp(-1.2, 1.2) * n["light_y"]
+    # Capped, or the corners of a square face would come back far outside of it.
+    across, down = across.square_().clamp_(max=1.3), down.square_().clamp_(max=1.3)
     far = across + down - i["square"] * across * down
 
     def layers():
-        yield from _background(f, n)
         yield from _back_hair(f, i, n, wave)
         yield from _body(f, i, n)
         yield from _head(f, i, n, xs, far)
@@ -445,24 +475,18 @@ def _render(i: Params, n: Params, size: int, body: bool, noise: Tensor) -> Rende
         yield from _nose(f, i, n)
         yield from _mouth(f, i, n)
         yield from _front_hair(f, i, n, wave)
-        yield from _worn(f, i, n)
 
-    canvas, labels = _paint(layers(), size, w)
-    bend = (narrow.clamp(-1.2, 1.2) * n["light_x"] + (f.y * (1 / h)).clamp(-1.2, 1.2) * n["light_y"])
-    shade = 1 + canvas[3] * (bend - 0.16 * far.clamp(max=1.3) + 0.06)
-    cast = (n["cast"] * n["gain"][:, None]).T[:, None, None]
-    images = canvas[:3] * shade * cast
-    images = images.permute(3, 0, 1, 2) + noise * n["noise"][:, None, None, None]
-    masks = labels.permute(2, 0, 1).contiguous()
-    landmarks = _landmarks(f, i, n)
-    return Rendered(
-        images.clamp(0, 1).contiguous(),
-        masks,
-        landmarks,
-        _visible(landmarks.detach(), masks, n["yaw"]),
-        torch.stack([n["yaw"], n["pitch"], n["roll"]], 1),
-        _head_box(f, i, n),
-    )
+    labels = torch.zeros(len(rows), size, len(w), dtype=torch.uint8, device=w.device)
+    canvas = _paint(layers(), _background(f, n), labels)
+    canvas = _worn(f, i, n, canvas, labels)
+    shade = (bend - 0.16 * far.clamp_(max=1.3) + 0.06) * (labels > 0) + 1
+    images = canvas * shade * _batch_last(n["cast"] * n["gain"][:, None])
+    return images.permute(3, 0, 1, 2), labels.permute(2, 0, 1)
+
+
+def _truth(i: Params, n: Params, size: int, body: bool):
+    f = _frame(n, size, body, range(1))
+    return _landmarks(f, i, n), _head_box(f, i, n)
 
 
 def _landmarks(f: _Frame, i: Params, n: Params) -> Tensor:
