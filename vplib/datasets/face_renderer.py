@@ -128,6 +128,10 @@ def _batch_last(colour: Tensor) -> Tensor:
     return colour.T[:, None, None]
 
 
+def _tint(colour: Tensor, *gains: float) -> Tensor:
+    return colour * colour.new_tensor(gains)
+
+
 def _gray(value: float) -> Tensor:
     return torch.full((1, 3), value)
 
@@ -152,6 +156,8 @@ def _body(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     yield _Layer(top, cloth, n["clothes"], BODY)
     stripes = (torch.where(n["upright"] > 0.5, u, v) * n["stripe_rate"]).sin_()
     yield _Layer(top, _both(cloth, (stripes * 3).clamp_(0, 1)) * n["stripes"], n["clothes_2"], BODY)
+    arm = f.edge(0.018 - (u.abs() - broad * 0.70 - 0.06 * (v - 1.3)).abs_()) * f.edge(v - 1.25)
+    yield _Layer(top, _both(cloth, arm) * 0.45, n["clothes"] * 0.45, None)
     neck = i["neck"]
     far = (u * (1 / (neck + 0.06))).square() + ((v - 0.72) * 4.2).square_()
     yield _Layer(top, f.inside(far * 0.85, 0.2), n["clothes_2"], BODY)
@@ -194,7 +200,7 @@ def _head(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[
     for side in (-1, 1):
         x = side * w * 0.58 * n["yaw"].cos() + 0.3 * n["yaw"].sin()
         blush, shape = f.ellipse(x, 0.17 + 0.3 * n["pitch"], w * 0.30, w * 0.22, 6)
-        yield _Layer(blush, shape * i["blush"], i["skin"] * torch.tensor([[1.0, 0.62, 0.6]]), None)
+        yield _Layer(blush, shape * i["blush"], _tint(i["skin"], 1.0, 0.62, 0.60), None)
     # The beard: below a line that falls from the ears to the lower lip, and a moustache.
     yield from _beard(f, i, n, xs, far)
 
@@ -210,7 +216,8 @@ def _beard(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator
     jaw = _both(f.inside(longer, w), f.edge(y - line, 1.5))
     t = (x - mouth_x) * (1 / (i["mouth_width"] * narrow * 1.25))
     droop = mouth_y - i["lips"] - 0.035 - n["open"] * 0.10 + 0.07 * t.square()
-    lip = f.edge(0.055 * (1 - t.square_()) - (y - droop).abs_())
+    lens = 1 - t.square_()
+    lip = f.edge(0.055 * lens - (y - droop).abs_()) * (lens * 4).clamp(0, 1)
     dark = i["hair"] * 0.72 + i["skin"] * 0.10
     yield _Layer(where, torch.maximum(jaw, lip) * i["beard"], dark, BEARD)
 
@@ -304,18 +311,19 @@ def _mouth(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     where = f.window(x, y, half * 1.1, 0.34)
     t2 = ((f.x[where] - x) * (1 / half)).square_()
     lens = 1 - t2
+    ends = (lens * 6).clamp(0, 1)  # or a line as wide as a pixel would go on beyond the corners
     dy = f.y[where] - y + n["smile"] * 0.17 * (t2 - 0.45)  # the corners go up
-    lips = f.edge((gape + i["lips"]) * lens - (dy - 0.3 * i["lips"]).abs_() + 0.010)
+    lips = f.edge((gape + i["lips"]) * lens - (dy - 0.3 * i["lips"]).abs_() + 0.010) * ends
     yield _Layer(where, lips, i["lip"], MOUTH)
     upper = _both(lips, f.edge(-dy))
     yield _Layer(where, upper, i["lip"] * 0.80, MOUTH)
-    gap = f.edge((gape + 0.016) * lens - dy.abs() - 0.004)
+    gap = f.edge((gape + 0.016) * lens - dy.abs() - 0.004) * ends
     yield _Layer(where, gap, i["lip"] * 0.22, MOUTH)
     open_ = f.edge(gape * lens - dy.abs() - 0.012)
     bite = f.edge(-dy - gape * (0.9 * n["round"] - 0.25))
     yield _Layer(where, _both(open_, bite) * n["teeth"], _gray(0.96), MOUTH)
     tongue = _both(open_, f.edge(dy - gape * (0.25 + 0.4 * t2)))
-    yield _Layer(where, tongue * n["round"], torch.tensor([[0.75, 0.32, 0.32]]), MOUTH)
+    yield _Layer(where, tongue * n["round"], _tint(_gray(1.0), 0.75, 0.32, 0.32), MOUTH)
     shade = ((f.x[where] - x) * (1.8 / half)).square_()
     shade += ((dy - gape - i["lips"] * 1.3 - 0.045) * 26).square_()
     yield _Layer(where, f.inside(shade, 0.04, 1.5) * 0.3, i["skin"] * 0.6, None)

@@ -19,7 +19,7 @@ from vplib.datasets.face_renderer import LANDMARKS, PARTS, Params, Rendered
 from vplib.datasets.imageset import ImageSet
 
 __all__ = [
-    "EXPRESSIONS", "LANDMARKS", "PARTS", "Rendered", "identities", "people", "photos", "render",
+    "EXPRESSIONS", "LANDMARKS", "PARTS", "Rendered", "identity_params", "nuisance_params", "people", "render",
     "sequence",
 ]  # fmt: skip
 
@@ -88,7 +88,7 @@ def _colour(name: str, low: float, high: float, *keys) -> Tensor:
     return torch.stack([_between(f"{name} {c}", (low, high), *keys) for c in "rgb"], 1)
 
 
-def identities(people: Iterable[int], *, seed: int = 0) -> Params:
+def identity_params(people: Iterable[int], *, seed: int = 0) -> Params:
     """What people keep from photo to photo."""
     keys = seed, _people(people)
     found = {name: _between(name, span, *keys) for name, span in IDENTITY.items()}
@@ -109,7 +109,7 @@ def identities(people: Iterable[int], *, seed: int = 0) -> Params:
     return found
 
 
-def photos(people, sessions, numbers, *, seed: int = 0, **fixed) -> Params:
+def nuisance_params(people, sessions, numbers, *, seed: int = 0, **fixed) -> Params:
     """What changes between photos."""
     person, session, number = np.broadcast_arrays(_people(people), sessions, numbers)
     keys = seed, person, session
@@ -167,6 +167,22 @@ def render(identity: Params, nuisance: Params, image_size: int = 32, *, body: bo
         landmarks, box = face_renderer._truth(i, n, image_size, body)
         parts.append((images, masks, landmarks, face_renderer._visible(landmarks.detach(), masks, n["yaw"]), torch.stack([n["yaw"], n["pitch"], n["roll"]], 1), box))
     return Rendered(*(torch.cat(p) for p in zip(*parts)))
+
+
+def people(identities, photos_each, *, image_size=32, sessions=6, seed=0, body=False, **fixed):
+    who = np.asarray(list(identities))
+    held = np.arange(sessions) if isinstance(sessions, int) else np.asarray(list(sessions))
+    number = np.tile(np.arange(photos_each), len(who))
+    labels = np.repeat(np.arange(len(who)), photos_each)
+    person, session, number = who[labels], held[number % len(held)], number // len(held)
+    known = identity_params(who, seed=seed)
+    known = {k: v[torch.from_numpy(labels)] for k, v in known.items()}
+    nuisance = nuisance_params(person, session, number, seed=seed, **fixed)
+    with torch.no_grad():
+        found = render(known, nuisance, image_size, body=body)
+    attributes = {k: (known | nuisance)[k] for k in ("tone", "expression")}
+    attributes |= {k: ((known | nuisance)[k] > 0.5).long() for k in ("beard", "long_hair", "glasses", "hat", "occluder")}
+    return ImageSet(found.images, torch.from_numpy(labels), tuple(f"person {k}" for k in who.tolist()), "faces", attributes=attributes, landmarks=found.landmarks, masks=found.masks)
 
 
 def _people(people):
