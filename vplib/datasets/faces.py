@@ -43,12 +43,12 @@ IRIS = (
 )  # fmt: skip
 # Ranges, uniform and independent of each other: of what a person keeps,
 IDENTITY = dict(
-    face_width=(0.42, 0.54), face_height=(0.56, 0.68), taper=(0.0, 0.55), square=(0.0, 0.6),
+    face_width=(0.42, 0.54), face_height=(0.59, 0.70), taper=(0.0, 0.55), square=(0.0, 0.6),
     ear=(0.09, 0.15), neck=(0.20, 0.30), shoulders=(0.80, 1.05), blush=(0.1, 0.5),
     eye_gap=(0.18, 0.25), eye_y=(-0.10, 0.02), eye_size=(0.095, 0.145), eye_shape=(0.60, 0.95),
     eye_slant=(-0.20, 0.28), brow=(0.014, 0.044), brow_width=(0.11, 0.18), brow_gap=(0.16, 0.24),
-    brow_slope=(-0.045, 0.05), brow_arch=(0.0, 0.07), nose_length=(0.22, 0.36),
-    nose_width=(0.065, 0.135), mouth_y=(0.35, 0.43), mouth_width=(0.19, 0.29), lips=(0.022, 0.055),
+    brow_slope=(-0.045, 0.05), brow_arch=(0.0, 0.07), nose_length=(0.18, 0.28),
+    nose_width=(0.065, 0.135), mouth_y=(0.34, 0.42), mouth_width=(0.19, 0.29), lips=(0.022, 0.055),
     volume=(0.03, 0.20), hairline=(-0.50, -0.24), parting=(-0.28, 0.28), fringe=(-0.15, 0.20),
     temples=(0.05, 0.30), length=(0.55, 1.0), curl_phase=(0.0, 6.3), beard_length=(0.0, 0.25),
 )  # fmt: skip
@@ -253,7 +253,6 @@ def nuisance_params(identities, sessions, numbers, *, seed: int = 0, **fixed) ->
     found["open"] = smiling * amount("laugh", 0.1, 0.75) + surprised * amount("gape", 0.7, 1.0)
     found["round"] = surprised * amount("round", 0.8, 1.0)
     found["raise"] = surprised * amount("surprise", 0.6, 1.0)
-    found["teeth"] = torch.ones_like(smiling)
     found["blink"] = torch.where(
         _share("blinks", 0.06, *of_photo) > 0, 0.18, amount("lids", 0.8, 1.05)
     )
