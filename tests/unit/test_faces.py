@@ -417,10 +417,11 @@ def test_parameters_that_do_not_fit():
 
 
 def test_bands_and_batches_do_not_show(monkeypatch):
-    identity, nuisance = params(9)
-    whole = faces.render(identity, nuisance, 48)
-    monkeypatch.setattr(face_renderer, "BATCH", 4)
-    monkeypatch.setattr(face_renderer, "PIXELS", 4 * 48 * 5)
-    pieces = faces.render(identity, nuisance, 48)
+    # A window too small for its shape would cut it in a small batch and not in a large one.
+    identity, nuisance = params(48)
+    whole = faces.render(identity, nuisance, 32)
+    monkeypatch.setattr(face_renderer, "BATCH", 2)
+    monkeypatch.setattr(face_renderer, "PIXELS", 2 * 32 * 16)
+    pieces = faces.render(identity, nuisance, 32)
     assert torch.allclose(whole.images, pieces.images, atol=1e-5)
     assert (whole.masks != pieces.masks).float().mean() < 1e-3

@@ -202,7 +202,7 @@ def _back_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Layer
     far = ((f.x[where] - back) * (1 / width)).square_()
     far += ((f.y[where] + 0.12) * (1 / height)).square_()
     yield _Layer(where, f.inside(far + wave[where], width), i["hair"] * 0.72, HAIR)
-    where = f.window(back, 0.0, width + 0.15, 1.05)
+    where = f.window(back, 0.03, width + 0.15, 1.2)
     x, y = f.x[where] - back, f.y[where]
     spread = 1 / (width + 0.03)
     far = (x * spread).square_() + ((y + 0.12) * 1.1).clamp_(max=0).square_()
@@ -211,7 +211,7 @@ def _back_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Layer
 
 
 def _head(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[_Layer]:
-    """Ears, the face with cheeks and the shade of the brow, and the beard."""
+    """Ears, the face with its cheeks, and the beard."""
     w, h, ear = i["face_width"], i["face_height"], i["ear"]
     for side in (-1, 1):
         x = side * (w + 0.01) * n["yaw"].cos() - 0.16 * n["yaw"].sin()
@@ -227,11 +227,11 @@ def _head(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[
         x = side * w * 0.58 * n["yaw"].cos() + 0.3 * n["yaw"].sin()
         blush, shape = f.ellipse(x, 0.17 + 0.3 * n["pitch"], w * 0.30, w * 0.22, 10)
         yield _Layer(blush, shape * i["blush"], _tint(i["skin"], 1.0, 0.62, 0.60), None)
-    # The beard: below a line that falls from the ears to the lower lip, and a moustache.
     yield from _beard(f, i, n, xs, far)
 
 
 def _beard(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[_Layer]:
+    """What grows below a line that falls from the ears to the lower lip, and a moustache."""
     mouth_x, mouth_y, narrow = _mouth_place(i, n)
     w = i["face_width"]
     where = f.window(0.0, 0.32, w * 1.2, 0.62)
@@ -305,7 +305,9 @@ def _brow(f: _Frame, i: Params, n: Params, side: int) -> Iterator[_Layer]:
     t = (f.x[where] - x) * (side / half)  # -1 at the nose, 1 at the temple
     middle = y + i["brow_slope"] * t + i["brow_arch"] * (t.square() - 0.4)
     thick = i["brow"] * (1.08 - 0.25 * t - t.square().square_())
-    yield _Layer(where, f.edge(thick - (f.y[where] - middle).abs_()), i["brows"], BROWS)
+    ends = ((1.15 - t.abs()) * 6).clamp_(0, 1)
+    hairs = f.edge(thick - (f.y[where] - middle).abs_()) * ends
+    yield _Layer(where, hairs, i["brows"], BROWS)
 
 
 def _nose(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
@@ -313,7 +315,7 @@ def _nose(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     w, tip_y = i["nose_width"], i["eye_y"] + i["nose_length"] + 0.50 * n["pitch"]
     top_y = i["eye_y"] + 0.36 * n["pitch"]
     tip_x, root_x = _turned(0.0, 0.52, n)[0], _turned(0.0, 0.40, n)[0]
-    where = f.window((tip_x + root_x) / 2, (tip_y + top_y) / 2, w * 1.8, i["nose_length"])
+    where = f.window((tip_x + root_x) / 2, (tip_y + top_y) / 2, w * 1.8, i["nose_length"] + 0.06)
     x, y = f.x[where], f.y[where]
     down = ((y - top_y) / (tip_y - top_y)).clamp_(0, 1)
     x = x - (root_x + (tip_x - root_x) * down)
@@ -374,7 +376,7 @@ def _front_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Laye
     gloss = ((x - n["light_x"] * 0.25) * 2.2).square_() + ((y + 0.58) * 7).square_()
     gloss = _both(scalp, f.inside(gloss + 8 * wave[where], 0.3, 12))
     yield _Layer(where, gloss * 0.35, i["hair"] * 0.65 + 0.25, None)
-    strand = f.window(back, 0.22, width + 0.12, 0.85)
+    strand = f.window(back, 0.30, width + 0.15, 0.9)
     x, y = (f.x[strand] - back).abs_(), f.y[strand]
     spread = (i["face_width"] + i["volume"] * 0.7 + 0.04) * (1 + 0.06 * y)
     inner = i["face_width"] * (0.86 + 0.16 * y.square())
