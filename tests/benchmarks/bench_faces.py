@@ -152,7 +152,7 @@ def attributes(seed: int) -> None:
     ).to(memory_format=torch.channels_last)  # fmt: skip
     stepper = torch.optim.Adam(model.parameters(), 2e-3)
     images = pool.images.contiguous(memory_format=torch.channels_last)
-    for _ in range(8):
+    for _ in range(6):
         for rows in torch.randperm(len(images)).split(32):
             out = model(images[rows])
             loss = F.binary_cross_entropy_with_logits(out[:, :4], targets[rows]) + F.cross_entropy(

@@ -399,15 +399,15 @@ def _glasses(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
         far = ((f.x[where] - x) * (1 / a)).square_().clamp_(max=2)
         dy = ((f.y[where] - y) * (1 / b)).square_().clamp_(max=2)
         far = far + dy - n["angular"] * far * dy
-        lens, hole = f.inside(far, b), f.inside(far * 1.42, b * 0.84)
-        yield _Layer(where, lens * n["glasses"] * 0.14, _gray(0.85), None)
+        lens, hole = f.inside(far, b), f.inside(far * 1.7, b * 0.77)
+        yield _Layer(where, lens * n["glasses"] * 0.26, _gray(0.85), None)
         yield _Layer(where, (lens - hole) * n["glasses"], n["frame"], WORN)
         inner, outer = _turned(side * 0.06, 0.46, n)[0], x + side * a
         temple = side * (i["face_width"] + 0.02) * n["yaw"].cos() - 0.1 * n["yaw"].sin()
         for from_x, to_x in ((_turned(0.0, 0.46, n)[0], inner), (outer, temple)):
             middle, half = (from_x + to_x) / 2, ((to_x - from_x) * side).clamp(min=0) / 2
             where = f.window(middle, y, half, 0.08)
-            bar = f.edge(0.022 - (f.y[where] - y + 0.03).abs_())
+            bar = f.edge(0.028 - (f.y[where] - y + 0.03).abs_())
             bar = _both(bar, f.edge(half - (f.x[where] - middle).abs_()))
             yield _Layer(where, bar * n["glasses"], n["frame"], WORN)
 
