@@ -237,13 +237,13 @@ def _beard(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator
     where = f.window(0.0, 0.32, w * 1.2, 0.62)
     x, y = f.x[where], f.y[where]
     t = xs[where] * (1 / w)
-    line = mouth_y + i["lips"] + 0.05 + n["open"] * 0.13 - 0.50 * t.square()
+    line = mouth_y + i["lips"] + 0.04 + n["open"] * 0.13 - 0.60 * t.square()
     longer = far[where] - i["beard_length"] * (y > 0)
     jaw = _both(f.inside(longer, w), f.edge(y - line, 3))
     t = (x - mouth_x) * (1 / (i["mouth_width"] * narrow * 1.25))
     droop = mouth_y - i["lips"] - 0.035 - n["open"] * 0.10 + 0.07 * t.square()
     lens = 1 - t.square()
-    lip = f.edge(0.055 * lens - (y - droop).abs_()) * (lens * 4).clamp(0, 1)
+    lip = f.edge(0.068 * lens - (y - droop).abs_()) * (lens * 4).clamp(0, 1)
     dark = torch.minimum(i["hair"] * 0.7, i["skin"] * 0.4)  # or brown on brown would not show
     yield _Layer(where, torch.maximum(jaw, lip) * i["beard"], dark, BEARD)
 

@@ -204,7 +204,7 @@ def identity_params(identities: Iterable[int], *, seed: int = 0) -> Params:
     found["lip"] = torch.lerp(pale, red, _between("lipstick", (0.0, 0.6), *keys)[:, None])
     found["curl"] = _share("curly", 0.4, *keys) * _between("curl", (0.06, 0.22), *keys)
     found["long_hair"] = _share("long hair", 0.45, *keys)
-    found["beard"] = _share("beard", 0.4, *keys) * _between("density", (0.75, 1.0), *keys)
+    found["beard"] = _share("beard", 0.4, *keys) * _between("density", (0.88, 1.0), *keys)
     return found
 
 
