@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_faces.py     (about five minutes on one core)
 
-Small networks, each trained for at most 20 s on one thread, beside the range that the set was
-made for. A closed set of 40 people is learnt from 20 photos each in ten sessions and tested on ten
+Small networks, each trained for some 20 s on one thread, beside the range that the set was made
+for. A closed set of 40 people is learnt from 20 photos each in ten sessions and tested on ten
 in five others; verification, attributes and expression are asked of people that no network saw.
 Prints what came out and asserts nothing: a time or a rate moves with machine and seed.
 """
