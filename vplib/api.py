@@ -180,7 +180,8 @@ def rounded(probabilities: Tensor, decimals: int) -> Tensor:
     label = probabilities.argmax(-1, keepdim=True)
     top = units.gather(-1, label).clamp_min(1)  # all may round to zero
     units = units.minimum(top - 1).scatter(-1, label, top)
-    return (units / 10**decimals).to(probabilities.dtype)
+    found = (units / 10**decimals).to(probabilities.dtype)
+    return keep_label(found, probabilities)  # of many decimals a float has not all
 
 
 class Service:
