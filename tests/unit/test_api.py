@@ -310,19 +310,28 @@ def test_nobody_there():
             api.Client(url)
 
 
-def test_someone_else_there():
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"220 this is a mail server\r\n", "does not answer"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "does not answer"),
+        (b"HTTP/1.0 200 OK\r\n\r\n{}", "is no endpoint"),
+        (b"HTTP/1.0 502 Bad Gateway\r\n\r\n", r"refused \(502\): no reason given"),
+    ],
+)
+def test_someone_else_there(answer, message):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
 
-        def answer():
+        def reply():
             line = other.accept()[0]
             line.recv(1000)
-            line.sendall(b"220 this is a mail server\r\n")
+            line.sendall(answer)
             line.close()
 
-        threading.Thread(target=answer).start()
-        with pytest.raises(api.ServiceError, match="does not answer"):
+        threading.Thread(target=reply).start()
+        with pytest.raises(api.ServiceError, match=message):
             api.Client(f"http://127.0.0.1:{other.getsockname()[1]}")
 
 
