@@ -97,6 +97,21 @@ def test_memguard_carries_the_classifier_to_one_half():
     assert after.mean() < 0.3 * before.mean()
 
 
+def test_memguard_moves_answers_that_are_certain_to_ten_digits():
+    logits = torch.zeros(300, 4)
+    logits[torch.arange(300), torch.arange(300) % 4] = 25.0 + torch.arange(300) / 30
+    p = (logits + 0.1 * torch.randn(300, 4)).softmax(-1)  # the others' sum is below 1e-10
+
+    def sure(asked):  # sure of members while the second place stays below 1e-6
+        return -1.0 - (asked.sort(-1, descending=True).values[..., 1] + 1e-9).log() - 12.8
+
+    noisy, chance = masks.MemGuard(sure).plan(p)
+    assert (sure(p) > 0).all() and (chance == 1).all()
+    assert sure(noisy).abs().max() < 0.05
+    above = (sure(noisy) > 0).double().mean()
+    assert 0.3 < above < 0.7  # and which side it stays on says nothing
+
+
 def test_memguard_without_a_budget_changes_nothing():
     p = torch.randn(20, 5).softmax(-1)
     assert torch.equal(masks.MemGuard(classifier, budget=0.0, num_steps=20)(p), p)

@@ -185,6 +185,7 @@ class MemGuard:
             with torch.no_grad():
                 crossed = (member * side[rows] <= 0) & (answer.argmax(-1) == label[rows, 0])
                 success[rows[crossed]] = True
+                slope /= slope.abs().amax(-1, keepdim=True).clamp_min(1e-37)  # squares underflow
                 slope /= slope.norm(dim=-1, keepdim=True).clamp_min(1e-12)
                 rows, slope = rows[~crossed], slope[~crossed]
                 before[rows] = after[rows]
@@ -194,8 +195,12 @@ class MemGuard:
         return before, after, success
 
     def _coins(self, probabilities: Tensor, purpose: str) -> Tensor:
-        """(N,) numbers in [0, 1) that depend on the secret and the answer alone."""
-        rows = np.ascontiguousarray(probabilities.detach().cpu().numpy().round(3) + 0.0)
+        """(N,) numbers in [0, 1) that depend on the secret and the answer alone.
+
+        Of an answer count its logits to one decimal: a float's last digits change with the batch
+        it is computed in, and of rounded probabilities most certain answers would be the same.
+        """
+        rows = np.ascontiguousarray(_logits(probabilities).detach().cpu().numpy().round(1) + 0.0)
         secret = f"{self.seed} {purpose} ".encode()
         found = [
             int.from_bytes(hashlib.sha256(secret + row.tobytes()).digest()[:6], "little")
@@ -210,5 +215,8 @@ def _logits(probabilities: Tensor) -> Tensor:
 
 
 def _features(probabilities: Tensor) -> Tensor:
-    """Log-probabilities in falling order: near 0 and 1, the probabilities differ too little."""
-    return probabilities.clamp_min(1e-9).log().sort(-1, descending=True).values
+    """Log-probabilities in falling order: near 0 and 1, the probabilities differ too little.
+
+    A sum and no clamp keeps a slope, however small, for answers that are certain to nine digits.
+    """
+    return (probabilities + 1e-9).log().sort(-1, descending=True).values
