@@ -769,3 +769,18 @@ def test_the_cache_is_not_in_the_repository_by_default(monkeypatch, given):
     assert root.is_absolute() and root.name == "vplib"
     repository = Path(__file__).resolve().parents[2]
     assert repository not in (root.resolve(), *root.resolve().parents)
+
+
+def test_a_file_that_vanishes_while_it_is_listed(monkeypatch):
+    cache.write(cache.fingerprint(1), {"a": torch.ones(2)})
+    listed = [*cache.files(), cache.root() / "models" / "gone.safetensors"]
+    monkeypatch.setattr(cache, "files", lambda: listed)
+    result = CliRunner().invoke(cli, ["cache"])
+    assert result.exit_code == 0 and "1 files" in result.output
+
+
+def test_clear_says_what_it_could_not_remove(monkeypatch):
+    cache.write(cache.fingerprint(1), {"a": torch.ones(2)})
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # root removes anything
+    result = CliRunner().invoke(cli, ["cache", "--clear"])
+    assert result.exit_code == 2 and "1 files could not be removed" in result.output

@@ -26,7 +26,7 @@ def check(name: str, attempt: Callable) -> None:
         name: "notebook.exercise".
         attempt: the reader's function; while it returns None it counts as not attempted.
     """
-    module, _, exercise = name.partition(".")
+    module, _, exercise = str(name).partition(".")
     try:
         checker = getattr(importlib.import_module(f"{__name__}.{module}"), f"check_{exercise}")
     except (ImportError, AttributeError):

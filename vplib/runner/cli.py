@@ -1,5 +1,6 @@
 """The `vplib` command: list, run, report, cache."""
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -71,11 +72,16 @@ def cache(clear):
     """Shows where trained models are kept and how much they take."""
     from vplib import cache as models
 
-    sizes = [path.stat().st_size for path in models.files()]
+    sizes = []
+    for path in models.files():
+        with contextlib.suppress(FileNotFoundError):  # another process renamed or cleared it
+            sizes.append(path.stat().st_size)
     what = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB of trained models in {models.root()}"
     click.echo(f"removing {what}" if clear else what)
     if clear:
         shutil.rmtree(models.root() / "models", ignore_errors=True)
+        if left := len(models.files()):
+            _stop(f"{left} files could not be removed; are they yours to remove?")
 
 
 def main(args=None) -> None:
