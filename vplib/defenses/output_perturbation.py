@@ -101,7 +101,8 @@ class MemGuard:
         adversarial examples, CCS 2019, algorithm 1 and section 4. All answers at once. The
         paper's search ends with a step across the boundary, so that whoever turns the classifier's
         verdict around is right again; here that step is bisected down to one half, and a coin
-        decides on which side of it the answer stays.
+        decides on which side of it the answer stays; a search that is stuck starts again from the
+        answer at a temperature of 2, 4 and 10.
     """
 
     classifier: Callable[[Tensor], Tensor]
@@ -150,15 +151,20 @@ class MemGuard:
         with torch.no_grad():
             side = self.classifier(probabilities).sign()
         near, far = logits.clone(), logits.clone()  # on either side of the classifier's boundary
-        rows = torch.arange(len(logits), device=logits.device)
-        for weight in self.weights:
+        missing = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        rows = missing.nonzero().flatten()
+        searches = [(weight, 1.0) for weight in self.weights]
+        searches += [(self.weights[0], scale) for scale in (0.5, 0.25, 0.1)]
+        for weight, scale in searches:
+            if scale < 1:  # whoever is stuck starts again, from a flatter answer
+                rows = missing.nonzero().flatten()
             if not len(rows):
-                break
+                continue
             before, after, success = self._descend(
-                logits[rows], probabilities[rows], label[rows], side[rows], weight
+                logits[rows], scale, probabilities[rows], label[rows], side[rows], weight
             )
             rows = rows[success]
-            near[rows], far[rows] = before[success], after[success]
+            near[rows], far[rows], missing[rows] = before[success], after[success], False
         with torch.no_grad():
             for _ in range(12):
                 middle = (near + far) / 2
@@ -167,9 +173,9 @@ class MemGuard:
             heads = (self._coins(probabilities, "side") < 0.5)[:, None]
             return keep_label(torch.where(heads, near, far).softmax(-1), probabilities)
 
-    def _descend(self, logits, clean, label, side, weight) -> tuple[Tensor, Tensor, Tensor]:
+    def _descend(self, logits, scale, clean, label, side, weight) -> tuple[Tensor, Tensor, Tensor]:
         """One search: the logits before and after its last step, and whether that crossed."""
-        before, after = logits.clone(), logits.clone()
+        before, after = logits.clone(), logits * scale
         success = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         rows = torch.arange(len(logits), device=logits.device)
         others = torch.zeros_like(logits).scatter(-1, label, -torch.inf)
