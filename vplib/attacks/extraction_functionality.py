@@ -1,0 +1,495 @@
+"""Stealing what a black box does: ask it about images of one's own, train a clone on the answers.
+
+Throughout, `ask` is the victim as a black box, from images to probabilities or labels: all that
+these attackers have of it. Experiments repeat an attack K times, each time against a victim of
+its own: then `asks` holds K black boxes, and images and targets are (K, B, ...), B queries each.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vplib import batched, training
+
+Ask = Callable[[Tensor], Tensor]
+REWARDS = ("certainty", "diversity", "loss")
+STRATEGIES = ("random", "uncertainty", "k-center", "margin")
+
+
+class Answered(NamedTuple):
+    """What one attacker paid for: B images, and the black box's answers as (B, classes)."""
+
+    images: Tensor
+    targets: Tensor
+
+
+def draw_rows(num_images: int, budget: int, num_draws: int, seed: int = 0) -> Tensor:
+    """The random policy: for each of several attackers, a budget of different rows of a pool.
+
+    The first b columns are the rows for a budget of b: a larger budget goes on where a smaller one
+    stopped.
+
+    Args:
+        num_images: size of the pool.
+        budget: queries an attacker.
+        num_draws: attackers.
+        seed: decides the rows.
+
+    Returns:
+        (num_draws, budget) rows.
+
+    Raises:
+        ValueError: the pool is smaller than the budget.
+    """
+    if budget > num_images:
+        raise ValueError(f"a pool of {num_images} images has no {budget} different queries")
+    rng = np.random.default_rng(seed)
+    return torch.stack(
+        [torch.from_numpy(rng.permutation(num_images)[:budget]) for _ in range(num_draws)]
+    )
+
+
+def as_targets(answers: Tensor, num_classes: int) -> Tensor:
+    """Answers as what a clone is trained on: probabilities that sum to one.
+
+    Args:
+        answers: (N, classes) probabilities, masked or not, or (N,) labels.
+        num_classes: of the black box.
+
+    Returns:
+        (N, classes); a label becomes a one, masked probabilities are divided by their sum.
+    """
+    if answers.ndim == 1:
+        return F.one_hot(answers, num_classes).float()
+    return answers / answers.sum(-1, keepdim=True)
+
+
+def ask_all(asks: Sequence[Ask], images: Tensor, num_classes: int) -> Tensor:
+    """Each attacker's black box answers that attacker's queries; each image is paid for once.
+
+    Args:
+        asks: K black boxes.
+        images: (K, B, C, H, W) queries.
+        num_classes: of the black boxes.
+
+    Returns:
+        (K, B, classes) targets to train clones on.
+    """
+    pairs = zip(asks, images, strict=True)
+    return torch.stack([as_targets(ask(queries), num_classes) for ask, queries in pairs])
+
+
+def train_clones(
+    build: training.Build,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    num_steps: int = 500,
+    lr: float = 0.01,
+    batch_size: int = 64,
+    seed: int = 0,
+    description: str = "clones",
+) -> training.Ensemble:
+    """K clones, each on its own images and answers, from scratch and with cross-entropy.
+
+    Args:
+        build: makes one untrained clone: the attacker's choice of architecture.
+        images: (K, B, C, H, W) images that were asked about.
+        targets: (K, B, classes) what the black boxes said.
+        num_steps: about how many steps, whatever the budget: otherwise few queries would also mean
+            little training.
+        lr: learning rate of Adam.
+        batch_size: images a step and clone.
+        seed: of initialization and order.
+        description: names the progress bar.
+
+    Source:
+        Orekondy et al., Knockoff nets, CVPR 2019, section 4.2. The paper starts from ImageNet's
+        weights and trains with SGD; here clones start from scratch.
+    """
+    num_clones, budget = images.shape[:2]
+    return training.fit_many(
+        build,
+        images.flatten(0, 1),
+        targets.flatten(0, 1),
+        torch.arange(num_clones * budget).view(num_clones, budget),
+        num_epochs=max(1, round(num_steps / -(-budget // batch_size))),
+        optimizer="adam",
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+        description=description,
+    )
+
+
+def reward_certainty(answers: Tensor) -> Tensor:
+    """The margin between the two largest probabilities of each answer.
+
+    Args:
+        answers: (N, classes) probabilities.
+
+    Source:
+        Orekondy et al. 2019, equation 4.
+    """
+    first, second = answers.topk(2, dim=-1).values.unbind(-1)
+    return first - second
+
+
+def reward_diversity(answers: Tensor, past: Tensor) -> Tensor:
+    """How much more of each class an answer has than the answers so far had on average.
+
+    Args:
+        answers: (N, classes) probabilities.
+        past: (M, classes) earlier answers.
+
+    Source:
+        Orekondy et al. 2019, equation 5.
+    """
+    return (answers - past.mean(0)).clamp_min(0).sum(-1)
+
+
+def reward_loss(answers: Tensor, clone: Tensor) -> Tensor:
+    """The cross-entropy of the clone's answers against the black box's.
+
+    Args:
+        answers: (N, classes) probabilities of the black box.
+        clone: (N, classes) probabilities of the clone.
+
+    Source:
+        Orekondy et al. 2019, equation 6.
+    """
+    return -(answers * clone.clamp_min(1e-12).log()).sum(-1)
+
+
+def update_preferences(
+    preferences: Tensor, action: int, advantage: float, lr: float
+) -> Tensor:
+    """One step of the gradient bandit; the policy is the softmax of the preferences.
+
+    Args:
+        preferences: (A,) of the actions.
+        action: which one was taken.
+        advantage: its reward less the mean of recent rewards.
+        lr: step size.
+
+    Source:
+        Orekondy et al. 2019, equations 2 and 3; Sutton and Barto, section 2.8.
+    """
+    taken = F.one_hot(torch.as_tensor(action), len(preferences))
+    return preferences + lr * advantage * (taken - preferences.softmax(-1))
+
+
+class Policy(NamedTuple):
+    """What the adaptive attacker chose, and how its policy over sources moved.
+
+    Args:
+        rows: (B,) rows of the pool, in order.
+        targets: (B, classes) the answers to them.
+        shares: (rounds, sources) probability of each source before each round.
+    """
+
+    rows: Tensor
+    targets: Tensor
+    shares: Tensor
+
+
+def choose_adaptively(
+    ask: Ask,
+    build: training.Build,
+    images: Tensor,
+    sources: Tensor,
+    classes: Tensor,
+    num_classes: int,
+    budget: int,
+    *,
+    rewards: Sequence[str] = REWARDS,
+    lr: float = 0.5,
+    batch_size: int = 20,
+    num_steps: int = 4,
+    window: int = 100,
+    seed: int = 0,
+) -> Policy:
+    """Learns while asking which part of a labelled pool is worth asking about.
+
+    A policy over a tree of two levels chooses a source, then one of its classes, then an image of
+    that class that was not asked about yet. A clone that is trained on the way gives the loss.
+
+    Args:
+        ask: the black box.
+        build: makes the clone.
+        images: (N, C, H, W) the attacker's pool.
+        sources: (N,) upper level: the part of the pool, as an index.
+        classes: (N,) lower level: the class within the part; the attacker's labels of own images.
+        num_classes: of the black box.
+        budget: queries, exactly.
+        rewards: one or more of `REWARDS`; of several the sum counts, each scaled to [0, 1].
+        lr: step size of the bandit.
+        batch_size: queries a round; the policy moves between rounds.
+        num_steps: training steps of the clone a round.
+        window: recent rewards that scale and baseline come from.
+        seed: decides the draws and the clone.
+
+    Raises:
+        ValueError: a reward is unknown, or the pool is smaller than the budget.
+
+    Source:
+        Orekondy et al. 2019, section 4.1.2. Asks in rounds instead of one image at a time.
+    """
+    if not rewards or not set(rewards) <= set(REWARDS):
+        raise ValueError(f"rewards must be one or more of {', '.join(REWARDS)}, not {rewards}")
+    if budget > len(images):
+        raise ValueError(f"a pool of {len(images)} images has no {budget} different queries")
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        clone = build()
+    stepper = torch.optim.Adam(clone.parameters(), lr=0.003)
+    leaves, leaf_of = torch.stack([sources, classes], 1).unique(dim=0, return_inverse=True)
+    leaf_source = leaves[:, 0]
+    left = [rng.permutation(torch.where(leaf_of == i)[0].numpy()) for i in range(len(leaves))]
+    left = [list(rows) for rows in left]
+    upper, lower = torch.zeros(int(sources.max()) + 1), torch.zeros(len(leaves))
+    rows, targets = [], images.new_zeros(0, num_classes)
+    history, shares = {name: [] for name in (*rewards, "sum")}, []
+    while len(rows) < budget:
+        shares.append(_policy(upper, lower, leaf_source, left)[0])
+        taken, new = [], []
+        for _ in range(min(batch_size, budget - len(rows))):
+            leaf = rng.choice(len(leaves), p=_policy(upper, lower, leaf_source, left)[1])
+            taken.append(int(leaf))
+            new.append(int(left[leaf].pop()))
+        found = as_targets(ask(images[new]), num_classes)
+        past = torch.cat([targets, found])[-len(found) - window :]
+        with torch.no_grad():
+            said = clone(images[new]).softmax(-1)
+        each = dict(certainty=reward_certainty(found), diversity=reward_diversity(found, past))
+        each["loss"] = reward_loss(found, said)
+        total = _scaled_sum({name: each[name] for name in rewards}, history, window)
+        baseline = np.mean(history["sum"][-window:])
+        for leaf, reward in zip(taken, total.tolist(), strict=True):
+            source = int(leaf_source[leaf])
+            inside = torch.where(leaf_source == source)[0]
+            upper = update_preferences(upper, source, reward - baseline, lr)
+            action = int((inside == leaf).nonzero())
+            lower[inside] = update_preferences(lower[inside], action, reward - baseline, lr)
+        rows += new
+        targets = torch.cat([targets, found])
+        for _ in range(num_steps):
+            some = torch.from_numpy(rng.integers(len(rows), size=64))
+            loss = F.cross_entropy(clone(images[torch.tensor(rows)[some]]), targets[some])
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+    return Policy(torch.tensor(rows), targets, torch.stack(shares))
+
+
+def _policy(upper: Tensor, lower: Tensor, source: Tensor, left: list) -> tuple[Tensor, np.ndarray]:
+    """The probability of each source and of each leaf; a leaf without images has none."""
+    empty = torch.tensor([not rows for rows in left])
+    open_lower = lower.masked_fill(empty, -torch.inf)
+    within = torch.zeros_like(lower)
+    closed = torch.zeros(len(upper), dtype=torch.bool)
+    for s in range(len(upper)):
+        inside = source == s
+        closed[s] = bool(empty[inside].all())
+        if not closed[s]:
+            within[inside] = open_lower[inside].softmax(-1)
+    shares = upper.masked_fill(closed, -torch.inf).softmax(-1)
+    leaves = (shares[source] * within).double().numpy()
+    return shares, leaves / leaves.sum()
+
+
+def _scaled_sum(rewards: dict[str, Tensor], history: dict, window: int) -> Tensor:
+    """The sum of rewards, each scaled to [0, 1] by its recent range; notes what it has seen."""
+    total = 0
+    for name, values in rewards.items():
+        history[name] += values.tolist()
+        recent = history[name][-window:]
+        low, high = min(recent), max(recent)
+        total = total + (values - low).clamp_min(0) / max(high - low, 1e-9)
+    history["sum"] += total.tolist()
+    return total
+
+
+def choose_actively(
+    asks: Sequence[Ask],
+    build: training.Build,
+    images: Tensor,
+    num_classes: int,
+    budget: int,
+    strategy: str,
+    *,
+    num_rounds: int = 5,
+    num_steps: int = 500,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Active learning for K attackers at once: train on the answers so far, choose the next images.
+
+    The first round is random, and all rounds are of one size. Images are chosen by what the
+    attacker's own clone says about them; none is asked about twice.
+
+    Args:
+        asks: K black boxes.
+        build: makes one untrained clone.
+        images: (N, C, H, W) the pool that all attackers have.
+        num_classes: of the black boxes.
+        budget: queries an attacker, exactly.
+        strategy: one of `STRATEGIES`: "random"; "uncertainty" (entropy); "k-center" (far from all
+            that is asked, in the clone's answers); "margin" (near the clone's decision boundary).
+        num_rounds: rounds of queries.
+        num_steps: training steps of the clones a round.
+        seed: decides the first round, the random strategy and the clones.
+
+    Returns:
+        (K, budget) rows of the pool, and (K, budget, classes) targets.
+
+    Raises:
+        ValueError: the strategy is unknown, or the pool is smaller than the budget.
+
+    Source:
+        Pal et al., ActiveThief, AAAI 2020. "margin" is one step of DeepFool, of which the paper's
+        DFAL takes as many as it needs.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    rows = draw_rows(len(images), budget, len(asks), seed)
+    if strategy == "random":
+        return rows, ask_all(asks, images[rows], num_classes)
+    sizes = [len(part) for part in torch.arange(budget).chunk(num_rounds)]
+    rows = rows[:, : sizes[0]]
+    targets = ask_all(asks, images[rows], num_classes)
+    for size in sizes[1:]:
+        clones = train_clones(build, images[rows], targets, num_steps=num_steps, seed=seed)
+        answers = clones.probabilities(images)
+        if strategy == "k-center":
+            pairs = zip(answers, rows, strict=True)
+            new = torch.stack([k_center(a, asked, size) for a, asked in pairs])
+        else:
+            uncertain = -boundary_distance(clones, images) if strategy == "margin" else (
+                -(answers * answers.clamp_min(1e-12).log()).sum(-1)
+            )
+            new = uncertain.scatter(1, rows, -torch.inf).topk(size, dim=1).indices
+        rows = torch.cat([rows, new], 1)
+        found = ask_all(asks, images[new], num_classes)
+        targets = torch.cat([targets, found], 1)
+    return rows, targets
+
+
+def k_center(points: Tensor, asked: Tensor, num_new: int) -> Tensor:
+    """The greedy cover: again and again the point that is farthest from all centers so far.
+
+    Args:
+        points: (N, D).
+        asked: (M,) rows that are centers already.
+        num_new: how many more.
+
+    Returns:
+        (num_new,) rows.
+
+    Source:
+        Sener and Savarese, Active learning for convolutional neural networks, ICLR 2018,
+        algorithm 1.
+    """
+    nearest = torch.cdist(points, points[asked]).amin(1)
+    nearest[asked] = -1
+    chosen = []
+    for _ in range(num_new):
+        chosen.append(int(nearest.argmax()))
+        nearest = nearest.minimum((points - points[chosen[-1]]).norm(dim=1))
+        nearest[chosen[-1]] = -1
+    return torch.tensor(chosen)
+
+
+def boundary_distance(clones: training.Ensemble, images: Tensor) -> Tensor:
+    """How far each image is from each clone's nearest decision boundary, to first order.
+
+    min over classes c of |z_y - z_c| / ||grad z_y - grad z_c||, y the clone's own label.
+
+    Args:
+        clones: the attacker's own K models.
+        images: (N, C, H, W).
+
+    Returns:
+        (K, N) distances, in units of the pixels' L2 norm.
+
+    Source:
+        Moosavi-Dezfooli et al., DeepFool, CVPR 2016, algorithm 2, one step.
+    """
+    forward = batched.forward_of(clones.build().eval())
+    parts = []
+    for some in images.split(1024):
+        x = some.expand(len(clones), *some.shape).clone().requires_grad_()
+        if forward is None:
+            logits = torch.stack([clones.model(k)(x[k]) for k in range(len(clones))])
+        else:
+            logits = forward(clones.state, x)
+        sums = logits.sum((0, 1))
+        grads = torch.stack(
+            [torch.autograd.grad(z, x, retain_graph=True)[0].flatten(2) for z in sums], 2
+        )
+        label = logits.argmax(-1, keepdim=True)
+        gap = logits.gather(-1, label) - logits
+        own = grads.gather(2, label[..., None].expand(-1, -1, 1, grads.shape[-1]))
+        distance = gap / (own - grads).norm(dim=-1).clamp_min(1e-9)
+        parts.append(distance.scatter(-1, label, torch.inf).amin(-1).detach())
+    return torch.cat(parts, 1)
+
+
+def evolve_queries(
+    ask: Ask,
+    generate: Callable[[Tensor], Tensor],
+    num_latents: int,
+    num_classes: int,
+    budget: int,
+    *,
+    population: int = 20,
+    elite: int = 5,
+    num_generations: int = 5,
+    spread: float = 0.5,
+    seed: int = 0,
+) -> Answered:
+    """Breeds generated images that the black box is sure about, some for each class.
+
+    Each image that is looked at is a query, and all of them are kept: they are paid for.
+
+    Args:
+        ask: the black box.
+        generate: from (N, num_latents) latent vectors to images: the attacker's own generator.
+        num_latents: size of a latent vector.
+        num_classes: of the black box.
+        budget: queries, exactly.
+        population: latent vectors a class and generation.
+        elite: how many of them have offspring.
+        num_generations: after so many a new population is drawn.
+        spread: standard deviation of a mutation.
+        seed: decides populations and mutations.
+
+    Source:
+        Barbalau et al., Black-box ripper, NeurIPS 2020, algorithm 1. The paper breeds until one
+        image a class is good enough, and trains on that one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.eye(num_classes)[:, None]
+    images, targets, left, generation = [], [], budget, 0
+    while left:
+        if generation % num_generations == 0:
+            latents = torch.randn(num_classes, population, num_latents, generator=generator)
+        else:
+            best = misses.topk(elite, dim=1, largest=False).indices
+            parents = latents.gather(1, best[..., None].expand(-1, -1, num_latents))
+            offspring = parents.repeat(1, -(-population // elite), 1)[:, :population]
+            noise = torch.randn(offspring.shape, generator=generator)
+            noise[:, :elite] = torch.randn(noise[:, :elite].shape, generator=generator)
+            latents = offspring + spread * noise
+        some = generate(latents.flatten(0, 1))[:left]
+        found = as_targets(ask(some), num_classes)
+        images.append(some)
+        targets.append(found)
+        left, generation = left - len(some), generation + 1
+        if left:
+            misses = ((found.view(num_classes, population, -1) - wanted) ** 2).sum(-1)
+    return Answered(torch.cat(images), torch.cat(targets))
