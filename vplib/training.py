@@ -311,16 +311,16 @@ def fit_gan(
             loss = F.softplus(-said[0]).mean() + F.softplus(said[1]).mean()
             _step(steppers[1], loss)
             loss = F.softplus(-discriminator(fake)).mean()
-            _step(steppers[0], loss)
+            _step(steppers[0], loss, list(generator.parameters()))
         _check_finite(loss.detach(), lr)
     if keep:
         cache.write(key, {k: v for k, v in generator.state_dict().items()})
     return generator.eval()
 
 
-def _step(stepper: torch.optim.Optimizer, loss: Tensor) -> None:
+def _step(stepper: torch.optim.Optimizer, loss: Tensor, inputs: list | None = None) -> None:
     stepper.zero_grad()
-    loss.backward()
+    loss.backward(inputs=inputs)
     stepper.step()
 
 

@@ -166,21 +166,21 @@ def reward_loss(answers: Tensor, clone: Tensor) -> Tensor:
 
 
 def update_preferences(
-    preferences: Tensor, action: int, advantage: float, lr: float
+    preferences: Tensor, actions: Tensor, advantages: Tensor, lr: float
 ) -> Tensor:
-    """One step of the gradient bandit; the policy is the softmax of the preferences.
+    """One step of the gradient bandit for each action of a round, all from the same policy.
 
     Args:
-        preferences: (A,) of the actions.
-        action: which one was taken.
-        advantage: its reward less the mean of recent rewards.
+        preferences: (A,); the policy is their softmax.
+        actions: (n,) which ones were taken.
+        advantages: (n,) the reward of each, less the mean of recent rewards.
         lr: step size.
 
     Source:
         Orekondy et al. 2019, equations 2 and 3; Sutton and Barto, section 2.8.
     """
-    taken = F.one_hot(torch.as_tensor(action), len(preferences))
-    return preferences + lr * advantage * (taken - preferences.softmax(-1))
+    gained = torch.zeros_like(preferences).index_add(0, actions, advantages)
+    return preferences + lr * (gained - advantages.sum() * preferences.softmax(-1))
 
 
 class Policy(NamedTuple):
@@ -249,19 +249,15 @@ def choose_adaptively(
         clone = build()
     stepper = torch.optim.Adam(clone.parameters(), lr=0.003)
     leaves, leaf_of = torch.stack([sources, classes], 1).unique(dim=0, return_inverse=True)
-    leaf_source = leaves[:, 0]
-    left = [rng.permutation(torch.where(leaf_of == i)[0].numpy()) for i in range(len(leaves))]
-    left = [list(rows) for rows in left]
+    left = [list(rng.permutation(torch.where(leaf_of == i)[0])) for i in range(len(leaves))]
     upper, lower = torch.zeros(int(sources.max()) + 1), torch.zeros(len(leaves))
     rows, targets = [], images.new_zeros(0, num_classes)
     history, shares = {name: [] for name in (*rewards, "sum")}, []
     while len(rows) < budget:
-        shares.append(_policy(upper, lower, leaf_source, left)[0])
-        taken, new = [], []
-        for _ in range(min(batch_size, budget - len(rows))):
-            leaf = rng.choice(len(leaves), p=_policy(upper, lower, leaf_source, left)[1])
-            taken.append(int(leaf))
-            new.append(int(left[leaf].pop()))
+        share, taken = _sample(upper, lower, leaves[:, 0], left, rng, batch_size)
+        taken = taken[: budget - len(rows)]
+        shares.append(share)
+        new = [int(left[leaf].pop()) for leaf in taken]
         found = as_targets(ask(images[new]), num_classes)
         past = torch.cat([targets, found])[-len(found) - window :]
         with torch.no_grad():
@@ -269,13 +265,13 @@ def choose_adaptively(
         each = dict(certainty=reward_certainty(found), diversity=reward_diversity(found, past))
         each["loss"] = reward_loss(found, said)
         total = _scaled_sum({name: each[name] for name in rewards}, history, window)
-        baseline = np.mean(history["sum"][-window:])
-        for leaf, reward in zip(taken, total.tolist(), strict=True):
-            source = int(leaf_source[leaf])
-            inside = torch.where(leaf_source == source)[0]
-            upper = update_preferences(upper, source, reward - baseline, lr)
-            action = int((inside == leaf).nonzero())
-            lower[inside] = update_preferences(lower[inside], action, reward - baseline, lr)
+        advantages = total - float(np.mean(history["sum"][-window:]))
+        at = leaves[taken, 0]
+        upper = update_preferences(upper, at, advantages, lr)
+        for source in at.unique():
+            inside = torch.where(leaves[:, 0] == source)[0]
+            actions = torch.searchsorted(inside, torch.tensor(taken)[at == source])
+            lower[inside] = update_preferences(lower[inside], actions, advantages[at == source], lr)
         rows += new
         targets = torch.cat([targets, found])
         for _ in range(num_steps):
@@ -287,20 +283,22 @@ def choose_adaptively(
     return Policy(torch.tensor(rows), targets, torch.stack(shares))
 
 
-def _policy(upper: Tensor, lower: Tensor, source: Tensor, left: list) -> tuple[Tensor, np.ndarray]:
-    """The probability of each source and of each leaf; a leaf without images has none."""
+def _sample(upper, lower, source, left, rng, num: int) -> tuple[Tensor, list[int]]:
+    """The policy's probability of each source, and leaves drawn from it that have images left."""
     empty = torch.tensor([not rows for rows in left])
-    open_lower = lower.masked_fill(empty, -torch.inf)
-    within = torch.zeros_like(lower)
-    closed = torch.zeros(len(upper), dtype=torch.bool)
-    for s in range(len(upper)):
-        inside = source == s
-        closed[s] = bool(empty[inside].all())
-        if not closed[s]:
-            within[inside] = open_lower[inside].softmax(-1)
-    shares = upper.masked_fill(closed, -torch.inf).softmax(-1)
-    leaves = (shares[source] * within).double().numpy()
-    return shares, leaves / leaves.sum()
+    level = lower.masked_fill(empty, -torch.inf)
+    closed = torch.tensor([bool(empty[source == s].all()) for s in range(len(upper))])
+    share = upper.masked_fill(closed, -torch.inf).softmax(-1)
+    weight = torch.zeros(len(lower), dtype=torch.double)
+    for s in torch.where(~closed)[0]:
+        weight[source == s] = (share[s] * level[source == s].softmax(-1)).double()
+    chances = (weight / weight.sum()).numpy()
+    drawn, room = [], [len(rows) for rows in left]
+    for leaf in rng.choice(len(left), size=num, p=chances).tolist():
+        if room[leaf]:
+            room[leaf] -= 1
+            drawn.append(leaf)
+    return share, drawn
 
 
 def _scaled_sum(rewards: dict[str, Tensor], history: dict, window: int) -> Tensor:
@@ -369,8 +367,10 @@ def choose_actively(
             pairs = zip(answers, rows, strict=True)
             new = torch.stack([k_center(a, asked, size) for a, asked in pairs])
         else:
-            uncertain = -boundary_distance(clones, images) if strategy == "margin" else (
-                -(answers * answers.clamp_min(1e-12).log()).sum(-1)
+            uncertain = (
+                -boundary_distance(clones, images)
+                if strategy == "margin"
+                else (-(answers * answers.clamp_min(1e-12).log()).sum(-1))
             )
             new = uncertain.scatter(1, rows, -torch.inf).topk(size, dim=1).indices
         rows = torch.cat([rows, new], 1)
