@@ -76,7 +76,7 @@ def stroke_images(
 def photograph_patches(
     num_images: int, shape: Sequence[int], seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Random squares of the photographs that travel inside scikit-image, scaled to one size and full contrast.
+    """Random squares of scikit-image's photographs, scaled to one size and full contrast.
 
     Args:
         num_images: how many.
