@@ -154,6 +154,23 @@ def boundary_distance(clones: training.Ensemble, images: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def fittest(answers: Tensor, wanted: Tensor, elite: int) -> Tensor:
+    """The individuals whose answers are nearest to what is wanted.
+
+    Args:
+        answers: (..., population, classes) probabilities.
+        wanted: (..., 1, classes) one-hot vectors.
+        elite: how many.
+
+    Returns:
+        (..., elite) indices, the fittest first.
+
+    Source:
+        Barbalau et al., Black-box ripper, NeurIPS 2020, section 3.
+    """
+    return ((answers - wanted) ** 2).sum(-1).topk(elite, dim=-1, largest=False).indices
+
+
 def evolve_queries(
     ask: Ask,
     generate: Callable[[Tensor], Tensor],
@@ -199,8 +216,7 @@ def evolve_queries(
         targets.append(found)
         left -= len(some)
         if left:
-            misses = ((found.view(num_classes, population, -1) - wanted) ** 2).sum(-1)
-            best = misses.topk(elite, dim=1, largest=False).indices
+            best = fittest(found.view(num_classes, population, -1), wanted, elite)
             parents = latents.gather(1, best[..., None].expand(-1, -1, num_latents))
             parents = parents.repeat(1, -(-population // elite), 1)[:, :population]
             latents = parents + spread * torch.randn(parents.shape, generator=generator)
