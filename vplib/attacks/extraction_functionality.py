@@ -201,7 +201,7 @@ def choose_adaptively(
     rewards: Sequence[str] = REWARDS,
     lr: float = 0.5,
     batch_size: int = 20,
-    num_steps: int = 4,
+    num_steps: int = 2,
     window: int = 100,
     seed: int = 0,
 ) -> Policy:
@@ -238,7 +238,7 @@ def choose_adaptively(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        clone = build()
+        clone = build().to(images.device)
     stepper = torch.optim.Adam(clone.parameters(), lr=0.003)
     leaves, leaf_of = torch.stack([sources, classes], 1).unique(dim=0, return_inverse=True)
     left = [list(rng.permutation(torch.where(leaf_of == i)[0])) for i in range(len(leaves))]
@@ -302,4 +302,4 @@ def _scaled_sum(rewards: dict[str, Tensor], history: dict, window: int) -> Tenso
         low, high = min(recent), max(recent)
         total = total + (values - low).clamp_min(0) / max(high - low, 1e-9)
     history["sum"] += total.tolist()
-    return total
+    return total.cpu()

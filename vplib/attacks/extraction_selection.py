@@ -69,7 +69,7 @@ def choose_actively(
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
-    rows = draw_rows(len(images), budget, len(asks), seed)
+    rows = draw_rows(len(images), budget, len(asks), seed).to(images.device)
     if strategy == "random":
         return rows, ask_all(asks, images[rows], num_classes)
     sizes = [len(part) for part in torch.arange(budget).chunk(num_rounds)]
@@ -116,7 +116,7 @@ def k_center(points: Tensor, asked: Tensor, num_new: int) -> Tensor:
         chosen.append(int(nearest.argmax()))
         nearest = nearest.minimum((points - points[chosen[-1]]).norm(dim=1))
         nearest[chosen[-1]] = -1
-    return torch.tensor(chosen)
+    return torch.tensor(chosen, device=points.device)
 
 
 def boundary_distance(clones: training.Ensemble, images: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def evolve_queries(
         targets.append(found)
         left -= len(some)
         if left:
-            best = fittest(found.view(num_classes, population, -1), wanted, elite)
+            best = fittest(found.view(num_classes, population, -1).cpu(), wanted, elite)
             parents = latents.gather(1, best[..., None].expand(-1, -1, num_latents))
             parents = parents.repeat(1, -(-population // elite), 1)[:, :population]
             latents = parents + spread * torch.randn(parents.shape, generator=generator)
