@@ -127,7 +127,7 @@ def fill_frame(images: Tensor, size: int, margin: float = 0.15, seed: int = 0) -
         (N, C, size, size) in [0, 1].
     """
     margins = margin * np.random.default_rng(seed).random(len(images))
-    ink = images.amax(1) > 0.2 * images.amax((1, 2, 3), keepdim=True)[:, 0]
+    ink = images.amax(1) >= 0.2 * images.amax((1, 2, 3), keepdim=True)[:, 0]
     cut = []
     for image, has_ink, share in zip(images, ink, margins, strict=True):
         rows, columns = (torch.where(has_ink.any(axis))[0] for axis in (1, 0))
