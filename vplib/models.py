@@ -68,3 +68,49 @@ def cnn(
     layers += [nn.Flatten(), nn.Linear(before * height * width, hidden)]
     layers += [ACTIVATIONS[activation](), nn.Linear(hidden, num_classes)]
     return nn.Sequential(*layers)
+
+
+def dcgan(
+    shape: Sequence[int], num_latents: int = 32, channels: int = 32
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """A small DCGAN: the generator, from (N, num_latents) to images in [0, 1], and its critic.
+
+    Args:
+        shape: (C, H, W) of one image; H and W divisible by 4.
+        num_latents: size of a latent vector.
+        channels: of the layers next to the image; the inner ones have twice as many.
+
+    Returns:
+        Generator and discriminator; the latter gives one logit, (N, 1), high for real images.
+
+    Raises:
+        ValueError: the images cannot be halved twice.
+
+    Source:
+        Radford et al., Unsupervised representation learning with deep convolutional generative
+        adversarial networks, ICLR 2016; two levels instead of four.
+    """
+    depth, height, width = shape
+    if height % 4 or width % 4:
+        raise ValueError(f"{height}x{width} images cannot be halved twice; use another image_size")
+    inner = (2 * channels, height // 4, width // 4)
+    generator = nn.Sequential(
+        nn.Linear(num_latents, math.prod(inner)),
+        nn.Unflatten(1, inner),
+        nn.BatchNorm2d(2 * channels),
+        nn.ReLU(),
+        nn.ConvTranspose2d(2 * channels, channels, 4, 2, 1),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.ConvTranspose2d(channels, depth, 4, 2, 1),
+        nn.Sigmoid(),
+    )
+    discriminator = nn.Sequential(
+        nn.Conv2d(depth, channels, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(channels, 2 * channels, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(math.prod(inner), 1),
+    )
+    return generator, discriminator
