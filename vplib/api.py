@@ -11,8 +11,10 @@ import hashlib
 import http.client
 import json
 import math
+import socket
 import sqlite3
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import defaultdict, deque
@@ -187,10 +189,10 @@ def rounded(probabilities: Tensor, decimals: int) -> Tensor:
 class Service:
     """An endpoint behind HTTP on this machine, until it is closed; also a context manager."""
 
-    def __init__(self, server, thread, socket):
+    def __init__(self, server, thread, listening):
         """Made by `serve`."""
         self._server, self._thread = server, thread
-        self.url = "http://{}:{}".format(*socket.getsockname())
+        self.url = "http://{}:{}".format(*listening.getsockname())
 
     def close(self) -> None:
         """Stops the service; requests that are being answered are finished first."""
@@ -232,9 +234,6 @@ def serve(endpoint: Endpoint, port: int = 0, max_bytes: int = MAX_BYTES) -> Serv
         from fastapi.responses import JSONResponse
     except ImportError as error:
         raise ImportError(f"{error}; api.serve needs: pip install 'vplib[serve]'") from None
-    import socket
-    import time
-
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     def refuse(status: int, why: str) -> JSONResponse:
@@ -242,12 +241,8 @@ def serve(endpoint: Endpoint, port: int = 0, max_bytes: int = MAX_BYTES) -> Serv
 
     @app.get("/")
     async def about():
-        return {
-            "answers": endpoint.answers,
-            "queries": endpoint.queries,
-            "budget": endpoint.budget,
-            "max_bytes": max_bytes,
-        }
+        told = {name: getattr(endpoint, name) for name in ("answers", "queries", "budget")}
+        return told | {"max_bytes": max_bytes}
 
     @app.post("/predict")
     async def predict(request: Request):
@@ -313,6 +308,8 @@ class Client:
         self._save = None if save is None else Path(save)
         self.reused = 0  # answers that came from the file
         about = self._ask("/")
+        if not {"answers", "max_bytes"} <= set(about):
+            raise ServiceError(f"{self.url} answers, but is no endpoint of api.serve")
         self.answers, self._max_bytes = about["answers"], about["max_bytes"]
         if self._save is not None:
             self._load()

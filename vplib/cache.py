@@ -6,6 +6,7 @@ contents are hashed again on reading, so that a damaged or foreign file is train
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -74,6 +75,8 @@ def fingerprint(*parts) -> str:
             wrapped = getattr(part, "__wrapped__", None)
             rest = part.__defaults__, part.__kwdefaults__, wrapped
             digest.update(fingerprint(part.__code__, *rest).encode())
+        elif isinstance(part, functools.partial):
+            digest.update(fingerprint(part.func, part.args, part.keywords).encode())
         elif isinstance(part, types.CodeType):  # not the text: a notebook's cell has no file
             digest.update(fingerprint(part.co_code, part.co_names, *part.co_consts).encode())
         elif isinstance(part, frozenset):

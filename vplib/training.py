@@ -19,6 +19,7 @@ from torch.func import stack_module_state
 from vplib import batched, cache, experiment
 
 Build = Callable[[], nn.Module]
+Loss = Callable[[Tensor, Tensor], Tensor]
 CHUNK = {"cpu": 16, "cuda": 256}  # models trained in one go; more are slower on a CPU
 _TRAINING_CODE = "".join(  # decides cached models as well
     Path(file).read_text(encoding="utf-8") for file in (__file__, batched.__file__)
@@ -36,10 +37,11 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     optimizer: str = "sgd",
+    loss: Loss = F.cross_entropy,
     seed: int = 0,
     description: str = "",
 ) -> nn.Module:
-    """Trains one model in place, from the weights it has, with cross-entropy.
+    """Trains one model in place, from the weights it has.
 
     Args:
         model: maps (N, ...) inputs to (N, classes) logits; lives on the device of the images.
@@ -51,6 +53,7 @@ def fit(
         momentum: of SGD.
         weight_decay: L2 penalty.
         optimizer: "sgd" or "adam".
+        loss: from a batch's outputs and labels to a number; cross-entropy by default.
         seed: decides the order of the images, and what dropout drops.
         description: names the progress bar; empty for none.
 
@@ -78,11 +81,11 @@ def fit(
         for _ in experiment.progress(epochs, description) if description else epochs:
             for rows in torch.randperm(len(images), generator=order).split(batch_size):
                 rows = rows.to(images.device)
-                loss = F.cross_entropy(model(images[rows]), labels[rows])
+                value = loss(model(images[rows]), labels[rows])
                 stepper.zero_grad()
-                loss.backward()
+                value.backward()
                 stepper.step()
-            _check_finite(loss, lr)
+            _check_finite(value, lr)
     return model.eval()
 
 
@@ -165,6 +168,7 @@ def fit_many(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     optimizer: str = "sgd",
+    loss: Loss = F.cross_entropy,
     seed: int = 0,
     form: str = "auto",
     keep: bool = True,
@@ -186,6 +190,8 @@ def fit_many(
         momentum: of SGD.
         weight_decay: L2 penalty.
         optimizer: "sgd" or "adam".
+        loss: from a batch's outputs and labels to a number; any but cross-entropy trains one model
+            after another.
         seed: decides initializations and data orders.
         form: "batched" (weights stacked, one product for many models), "loop" (one model after
             another), or "auto", whichever is faster for this model on this machine.
@@ -212,11 +218,11 @@ def fit_many(
         raise ValueError(f"subsets must hold rows 0..{len(images) - 1} of the pool")
     if form not in ("auto", "batched", "loop"):
         raise ValueError(f"unknown form {form!r}; {experiment.nearest(form, FORMS)}")
-    forward = batched.forward_of(_initialized(build, 0))
+    forward = batched.forward_of(_initialized(build, 0)) if loss is F.cross_entropy else None
     if form == "batched" and forward is None:
         raise ValueError(
-            "models with buffers, dropout, batch norm or frozen weights train one by one: "
-            "form='loop'"
+            "models with buffers, dropout, batch norm, frozen weights or a loss of their own train "
+            "one by one: form='loop'"
         )
     if form == "auto":
         form = "batched" if forward is not None and batched.wins(template, images) else "loop"
@@ -227,6 +233,7 @@ def fit_many(
         momentum=momentum,
         weight_decay=weight_decay,
         optimizer=optimizer,
+        loss=loss,
     )
     seeds = [_derive(seed, k) for k in range(len(subsets))]
     chunk = CHUNK.get(images.device.type, 16) if form == "batched" else 1

@@ -1,0 +1,1 @@
+"""Defenses, one module a technique family (survey section 4.2)."""
