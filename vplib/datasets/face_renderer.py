@@ -1,0 +1,530 @@
+"""Cartoon faces from parameters: soft shapes painted one over the other, differentiable throughout.
+
+The batch is the last axis of every tensor in here, so that a parameter, (N,), broadcasts over
+pixels, (H, W, N), as it is, and that a window of an image is a slice of long runs. Lengths are in
+units of the head's frame: origin in the middle of the face, x to the right, y down, half an image
+long where `scale` is 1. An edge is a ramp one pixel wide: cheap, and zero outside, so that a shape
+is evaluated in its own window only.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+PARTS = (
+    "background", "body", "skin", "hair", "beard", "brows", "eyes", "nose", "mouth", "worn",
+)  # fmt: skip
+BACKGROUND, BODY, SKIN, HAIR, BEARD, BROWS, EYES, NOSE, MOUTH, WORN = range(10)
+LANDMARKS = (
+    "left brow", "right brow", "left eye", "right eye", "nose bridge", "nose tip",
+    "mouth left", "mouth right", "mouth middle", "chin", "left ear", "right ear",
+)  # fmt: skip
+SEEN_ON = (  # a landmark is visible where the label map shows one of these parts
+    *[(BROWS, SKIN)] * 2, *[(EYES,)] * 2, (NOSE, SKIN), (NOSE,),
+    *[(MOUTH, BEARD, SKIN)] * 2, (MOUTH,), (SKIN, BEARD, BODY), *[(SKIN,)] * 2,
+)  # fmt: skip
+
+
+class Rendered(NamedTuple):
+    """Images with the truth beside them.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        masks: (N, H, W) uint8, the part of `PARTS` that each pixel shows.
+        landmarks: (N, 12, 2) x and y of `LANDMARKS` in pixels; a whole number is the middle of
+            a pixel. Left and right are the viewer's.
+        visible: (N, 12) whether a landmark is in the image and nothing covers it.
+        pose: (N, 3) yaw (to the viewer's right), pitch (down), roll (clockwise), in radians.
+        head_box: (N, 4) left, top, right, bottom in pixels, around face, ears and hair of the
+            scalp; it may reach out of the image.
+    """
+
+    images: Tensor
+    masks: Tensor
+    landmarks: Tensor
+    visible: Tensor
+    pose: Tensor
+    head_box: Tensor
+
+
+class _Layer(NamedTuple):
+    """A shape: its window, how far it covers each pixel, its colour, and what it is part of."""
+
+    where: tuple[slice, slice]
+    alpha: Tensor
+    colour: Tensor
+    part: int | None  # None leaves the label map alone: shadows and lights
+
+
+class _Frame(NamedTuple):
+    """Where the pixels lie: (x, y) on the tilted head, (u, v) on the upright body."""
+
+    x: Tensor
+    y: Tensor
+    u: Tensor
+    v: Tensor
+    fine: Tensor  # pixels a unit
+    cos: Tensor
+    sin: Tensor
+    shift: tuple[Tensor, Tensor]
+    size: int
+    rows: range  # of the image that are painted
+
+    def pixel(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a point of the head lies in the image, in pixels."""
+        u, v = x * self.cos - y * self.sin, x * self.sin + y * self.cos
+        middle = (self.size - 1) / 2
+        return (
+            u * self.fine + self.shift[0] * self.size / 2 + middle,
+            v * self.fine + self.shift[1] * self.size / 2 + middle,
+        )
+
+    @torch.no_grad()
+    def window(self, x, y, a, b) -> tuple[slice, slice]:
+        """Rows and columns that hold the box (x +- a, y +- b) of every head of the batch."""
+        x, y, a, b = (torch.as_tensor(t, dtype=self.cos.dtype) for t in (x, y, a, b))
+        found = []
+        reach = self.cos.abs(), self.sin.abs()
+        column, row = self.pixel(x, y)
+        for middle, size in (
+            (row, a * reach[1] + b * reach[0]),
+            (column, a * reach[0] + b * reach[1]),
+        ):
+            size = size * self.fine + 1
+            ends = torch.stack([(middle - size).min().floor(), (middle + size).max().ceil() + 1])
+            found.append(ends)
+        rows = (found[0] - self.rows.start).clamp(0, len(self.rows)).int().tolist()
+        return slice(*rows), slice(*found[1].clamp(0, self.size).int().tolist())
+
+    def ellipse(self, x, y, a, b, soft: float = 1.0) -> tuple[tuple[slice, slice], Tensor]:
+        """The window and the coverage of an ellipse on the head; `soft` edges are wider."""
+        where = self.window(x, y, a + (soft > 1) * 0.5 * a, b + (soft > 1) * 0.5 * b)
+        far = ((self.x[where] - x) * (1 / a)).square_()
+        far += ((self.y[where] - y) * (1 / b)).square_()
+        return where, self.inside(far, a if not torch.is_tensor(b) else torch.minimum(a, b), soft)
+
+    def inside(self, far: Tensor, radius, soft: float = 1.0) -> Tensor:
+        """Coverage from the squared distance in radii: 1 - far is twice the distance, nearly."""
+        steep = radius * self.fine * (0.5 / soft)
+        return (0.5 + steep - far * steep).clamp_(0, 1)
+
+    def edge(self, distance: Tensor, soft: float = 1.0) -> Tensor:
+        """Coverage from the distance to the edge, positive inside."""
+        return (distance * (self.fine / soft) + 0.5).clamp_(0, 1)
+
+
+def _both(*alphas: Tensor) -> Tensor:
+    """The intersection."""
+    found = alphas[0]
+    for alpha in alphas[1:]:
+        found = torch.minimum(found, alpha)
+    return found
+
+
+def _batch_last(colour: Tensor) -> Tensor:
+    return colour.T[:, None, None]
+
+
+def _gray(value: float) -> Tensor:
+    return torch.full((1, 3), value)
+
+
+def _background(f: _Frame, n: Params) -> Tensor:
+    """(3, H, W, N): a gradient from one colour to another, with a pale disc out of focus."""
+    along = ((f.u * n["gradient_x"] + f.v * n["gradient_y"]) * 0.4 + 0.5).clamp_(0, 1)
+    far = (f.u - n["disc_x"]).square_() + (f.v - n["disc_y"]).square_()
+    one, other = _batch_last(n["backdrop"]), _batch_last(n["backdrop_2"])
+    disc = f.inside(far * 3, 0.55, 5) * n["disc"]
+    return torch.lerp(one, other, along).lerp_(other * 0.5 + 0.5, disc)
+
+
+def _body(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """Clothes with stripes and a collar, and the neck with the shadow of the chin."""
+    below = (f.v.detach()[:, 0] > 0.25).any(-1).sum().item()
+    top = slice(len(f.rows) - below, None), slice(None)
+    u, v = f.u[top], f.v[top]
+    broad = i["shoulders"]
+    down = (v - 1.5).clamp(max=0).square_()
+    cloth = f.inside((u * (1 / broad)).square() + down * 1.9, 0.6)
+    yield _Layer(top, cloth, n["clothes"], BODY)
+    stripes = (torch.where(n["upright"] > 0.5, u, v) * n["stripe_rate"]).sin_()
+    yield _Layer(top, _both(cloth, (stripes * 3).clamp_(0, 1)) * n["stripes"], n["clothes_2"], BODY)
+    neck = i["neck"]
+    far = (u * (1 / (neck + 0.06))).square() + ((v - 0.72) * 4.2).square_()
+    yield _Layer(top, f.inside(far * 0.85, 0.2), n["clothes_2"], BODY)
+    throat = f.inside((u * (1 / neck)).square_() + ((v - 0.70) * 4.8).square_(), 0.2)
+    upper = _both(f.edge(neck - u.abs()), f.edge(0.72 - v))
+    yield _Layer(top, torch.maximum(throat, upper), i["skin"] * 0.86, BODY)
+    shadow = _both(f.edge(neck - u.abs()), f.edge(i["face_height"] + 0.13 - v, 4))
+    yield _Layer(top, shadow * 0.5, i["skin"] * 0.5, BODY)
+
+
+def _back_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Layer]:
+    """What of the hair lies behind the face: the scalp's, and long hair."""
+    back = -0.10 * n["yaw"]
+    width, height = i["face_width"] + i["volume"], i["face_height"] * 0.88 + i["volume"]
+    where = f.window(back, -0.10, width * 1.2, height * 1.2)
+    far = ((f.x[where] - back) * (1 / width)).square_()
+    far += ((f.y[where] + 0.12) * (1 / height)).square_()
+    yield _Layer(where, f.inside(far + wave[where], width), i["hair"] * 0.72, HAIR)
+    where = f.window(back, 0.0, width + 0.15, 1.05)
+    x, y = f.x[where] - back, f.y[where]
+    spread = 1 / (width + 0.03)
+    far = (x * spread).square_() + ((y + 0.12) * 1.1).clamp_(max=0).square_()
+    shape = _both(f.inside(far + wave[where], width), f.edge(i["length"] - y - wave[where] * 0.3))
+    yield _Layer(where, shape * i["long_hair"], i["hair"] * 0.66, HAIR)
+
+
+def _head(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[_Layer]:
+    """Ears, the face with cheeks and the shade of the brow, and the beard."""
+    w, h, ear = i["face_width"], i["face_height"], i["ear"]
+    for side in (-1, 1):
+        x = side * (w + 0.01) * n["yaw"].cos() - 0.16 * n["yaw"].sin()
+        y = 0.03 - 0.1 * n["pitch"]
+        where, shape = f.ellipse(x, y, ear * 0.62, ear)
+        yield _Layer(where, shape, i["skin"] * 0.92, SKIN)
+        where, shape = f.ellipse(x + side * 0.005, y, ear * 0.32, ear * 0.6, 1.5)
+        yield _Layer(where, shape * 0.6, i["skin"] * 0.68, None)
+    where = f.window(0.0, 0.0, w * 1.25, h * 1.25)
+    face = f.inside(far[where], w)
+    yield _Layer(where, face, i["skin"], SKIN)
+    for side in (-1, 1):
+        x = side * w * 0.58 * n["yaw"].cos() + 0.3 * n["yaw"].sin()
+        blush, shape = f.ellipse(x, 0.17 + 0.3 * n["pitch"], w * 0.30, w * 0.22, 6)
+        yield _Layer(blush, shape * i["blush"], i["skin"] * torch.tensor([[1.0, 0.62, 0.6]]), None)
+    # The beard: below a line that falls from the ears to the lower lip, and a moustache.
+    yield from _beard(f, i, n, xs, far)
+
+
+def _beard(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[_Layer]:
+    mouth_x, mouth_y, narrow = _mouth_place(i, n)
+    w, h = i["face_width"], i["face_height"]
+    where = f.window(0.0, 0.32, w * 1.2, 0.62)
+    x, y = f.x[where], f.y[where]
+    t = xs[where] * (1 / w)
+    line = mouth_y + i["lips"] + 0.05 + n["open"] * 0.16 - 0.50 * t.square()
+    longer = far[where] - i["beard_length"] * (y > 0)
+    jaw = _both(f.inside(longer, w), f.edge(y - line, 1.5))
+    t = (x - mouth_x) * (1 / (i["mouth_width"] * narrow * 1.25))
+    droop = mouth_y - i["lips"] - 0.035 - n["open"] * 0.10 + 0.07 * t.square()
+    lip = f.edge(0.055 * (1 - t.square_()) - (y - droop).abs_())
+    dark = i["hair"] * 0.72 + i["skin"] * 0.10
+    yield _Layer(where, torch.maximum(jaw, lip) * i["beard"], dark, BEARD)
+
+
+def _turned(x, depth, n: Params):
+    """Where a point at this side and depth of the head is seen, and how much narrower it looks."""
+    cos, sin = n["yaw"].cos(), n["yaw"].sin()
+    return x * cos + depth * sin, cos - 1.1 * x * sin
+
+
+def _mouth_place(i: Params, n: Params):
+    x, narrow = _turned(0.0, 0.42, n)
+    return x, i["mouth_y"] + 0.42 * n["pitch"], narrow * (1 - 0.42 * n["round"] + 0.12 * n["smile"])
+
+
+def _eyes(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """Lashes, white, iris, pupil and a highlight; the brow above."""
+    for side in (-1, 1):
+        x, narrow = _turned(side * i["eye_gap"], 0.36, n)
+        y = i["eye_y"] + 0.36 * n["pitch"]
+        a = i["eye_size"] * narrow
+        lid = n["blink"] * (1 + 0.25 * n["raise"] - 0.15 * n["smile"])
+        b = i["eye_size"] * i["eye_shape"] * lid
+        slant = i["eye_slant"] * side
+        where = f.window(x, y, a * 1.5, i["eye_size"] * 1.9)
+        dx = f.x[where] - x
+        dy = f.y[where] - y + dx * slant
+        socket = (dx * (0.75 / a)).square() + ((dy + 0.02) * (0.66 / i["eye_size"])).square()
+        yield _Layer(where, f.inside(socket, a, 3) * 0.30, i["skin"] * 0.62, None)
+        across = (dx * (1 / a)).square()
+        lash = f.inside(across * 0.86 + ((dy + 0.022) * (1 / (b + 0.012))).square_(), b + 0.012)
+        yield _Layer(where, lash, i["skin"] * 0.25, EYES)
+        white = f.inside(across + (dy * (1 / b)).square_(), b)
+        yield _Layer(where, white, _gray(0.95), EYES)
+        r = i["eye_size"] * 0.62
+        gx, gy = dx - n["gaze_x"] * a * 0.4 - 0.02 * n["yaw"], dy - n["gaze_y"] * b * 0.3
+        far = (gx * (1 / narrow)).square_() + gy.square()
+        far *= 1 / (r * r)
+        yield _Layer(where, _both(white, f.inside(far, r)), i["iris"], EYES)
+        yield _Layer(where, _both(white, f.inside(far * 4.4, r * 0.48)), _gray(0.04), EYES)
+        spot = (gx + r * 0.35).square_() + (gy + r * 0.38).square_()
+        spot = f.inside(spot * (1 / (0.09 * r * r)), r * 0.3)
+        yield _Layer(where, _both(white, spot) * 0.9, _gray(1.0), EYES)
+        yield from _brow(f, i, n, side)
+
+
+def _brow_place(i: Params, n: Params, side: int):
+    x, narrow = _turned(side * (i["eye_gap"] + 0.01), 0.38, n)
+    y = i["eye_y"] - i["brow_gap"] - 0.075 * n["raise"] + 0.38 * n["pitch"]
+    return x, y, narrow
+
+
+def _brow(f: _Frame, i: Params, n: Params, side: int) -> Iterator[_Layer]:
+    x, y, narrow = _brow_place(i, n, side)
+    half = i["brow_width"] * narrow
+    where = f.window(x, y, half * 1.2, 0.14)
+    t = (f.x[where] - x) * (side / half)  # -1 at the nose, 1 at the temple
+    middle = y + i["brow_slope"] * t + i["brow_arch"] * (t.square() - 0.4)
+    thick = i["brow"] * (1.08 - 0.25 * t - t.square().square_())
+    yield _Layer(where, f.edge(thick - (f.y[where] - middle).abs_()), i["brows"], BROWS)
+
+
+def _nose(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """A shaded side, the tip with its wings, nostrils, and a light on the bridge."""
+    w, tip_y = i["nose_width"], i["eye_y"] + i["nose_length"] + 0.50 * n["pitch"]
+    top_y = i["eye_y"] + 0.36 * n["pitch"]
+    tip_x, root_x = _turned(0.0, 0.52, n)[0], _turned(0.0, 0.40, n)[0]
+    where = f.window((tip_x + root_x) / 2, (tip_y + top_y) / 2, w * 1.8, i["nose_length"])
+    x, y = f.x[where], f.y[where]
+    down = ((y - top_y) / (tip_y - top_y)).clamp_(0, 1)
+    x = x - (root_x + (tip_x - root_x) * down)
+    half = w * (0.30 + 0.70 * down * down)
+    ridge = _both(f.edge(half - x.abs(), 2), f.edge(y - top_y - 0.03, 2), f.edge(tip_y - y, 1))
+    dark = (x * (n["light_x"].sign() * -1 / w) * 1.2 + 0.5).clamp_(0, 1)
+    yield _Layer(where, ridge * dark * 0.55, i["skin"] * 0.70, NOSE)
+    far = (x * (1 / w)).square_() + ((y - tip_y) * (1 / (w * 0.55))).square()
+    yield _Layer(where, f.inside(far, w * 0.55) * 0.9, i["skin"] * 0.90, NOSE)
+    under = _both(f.inside(far, w * 0.55), f.edge(y - tip_y - w * 0.12, 1.5))
+    yield _Layer(where, under * 0.6, i["skin"] * 0.60, NOSE)
+    holes = ((x.abs() - w * 0.45) * (3.6 / w)).square_()
+    holes += ((y - tip_y - w * 0.22) * (6.0 / w)).square_()
+    yield _Layer(where, f.inside(holes, w * 0.2) * 0.8, i["skin"] * 0.28, NOSE)
+    lit = (x * (3.2 / w)).square_() + ((y - tip_y + w * 0.2) * (2.6 / w)).square_()
+    yield _Layer(where, f.inside(lit, w * 0.3, 2) * 0.45, i["skin"] * 0.6 + 0.4, None)
+
+
+def _mouth(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """Lips, and in an open mouth darkness, teeth and tongue."""
+    x, y, narrow = _mouth_place(i, n)
+    half, gape = i["mouth_width"] * narrow, n["open"] * 0.15
+    where = f.window(x, y, half * 1.1, 0.34)
+    t2 = ((f.x[where] - x) * (1 / half)).square_()
+    lens = 1 - t2
+    dy = f.y[where] - y + n["smile"] * 0.17 * (t2 - 0.45)  # the corners go up
+    lips = f.edge((gape + i["lips"]) * lens - (dy - 0.3 * i["lips"]).abs_() + 0.010)
+    yield _Layer(where, lips, i["lip"], MOUTH)
+    upper = _both(lips, f.edge(-dy))
+    yield _Layer(where, upper, i["lip"] * 0.80, MOUTH)
+    gap = f.edge((gape + 0.016) * lens - dy.abs() - 0.004)
+    yield _Layer(where, gap, i["lip"] * 0.22, MOUTH)
+    open_ = f.edge(gape * lens - dy.abs() - 0.012)
+    bite = f.edge(-dy - gape * (0.9 * n["round"] - 0.25))
+    yield _Layer(where, _both(open_, bite) * n["teeth"], _gray(0.96), MOUTH)
+    tongue = _both(open_, f.edge(dy - gape * (0.25 + 0.4 * t2)))
+    yield _Layer(where, tongue * n["round"], torch.tensor([[0.75, 0.32, 0.32]]), MOUTH)
+    shade = ((f.x[where] - x) * (1.8 / half)).square_()
+    shade += ((dy - gape - i["lips"] * 1.3 - 0.045) * 26).square_()
+    yield _Layer(where, f.inside(shade, 0.04, 1.5) * 0.3, i["skin"] * 0.6, None)
+
+
+def _front_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Layer]:
+    """The hair over the forehead down to the hairline, strands of long hair, and a gloss."""
+    back = -0.06 * n["yaw"]
+    width, height = i["face_width"] + i["volume"], i["face_height"] * 0.88 + i["volume"]
+    where = f.window(back, -0.30, width * 1.15, height * 0.98)
+    x, y = f.x[where] - back, f.y[where]
+    cap = (x * (1 / width)).square() + ((y + 0.12) * (1 / height)).square_()
+    cap = f.inside(cap + wave[where], width)
+    t = (x - 0.45 * n["yaw"].sin()) * (1 / i["face_width"])
+    t2 = t.square()
+    line = i["hairline"] + 0.25 * n["pitch"] + i["parting"] * t + i["fringe"] * t2
+    line = line + i["temples"] * t2.square_() + wave[where] * 0.35
+    scalp = _both(cap, f.edge(line - y))
+    yield _Layer(where, scalp, i["hair"], HAIR)
+    gloss = ((x - n["light_x"] * 0.25) * 2.2).square_() + ((y + 0.58) * 7).square_()
+    gloss = _both(scalp, f.inside(gloss + 8 * wave[where], 0.3, 6))
+    yield _Layer(where, gloss * 0.35, i["hair"] * 0.65 + 0.25, None)
+    strand = f.window(back, 0.22, width + 0.12, 0.85)
+    x, y = (f.x[strand] - back).abs_(), f.y[strand]
+    spread = (i["face_width"] + i["volume"] * 0.7 + 0.04) * (1 + 0.06 * y)
+    inner = i["face_width"] * (0.86 + 0.16 * y.square())
+    sides = _both(
+        f.edge(spread - x - wave[strand] * 0.3),
+        f.edge(x - inner - 0.12 * n["yaw"].abs()),
+        f.edge(y + 0.42),
+        f.edge(i["length"] - y),
+    )
+    yield _Layer(strand, sides * i["long_hair"], i["hair"] * 0.9, HAIR)
+
+
+def _glasses(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """Two rims with a faint reflection, the bridge and the temples."""
+    y = i["eye_y"] + 0.02 + 0.38 * n["pitch"]
+    for side in (-1, 1):
+        x, narrow = _turned(side * (i["eye_gap"] + 0.01), 0.40, n)
+        a, b = 0.185 * narrow, 0.185 * n["lens"]
+        where = f.window(x, y, a * 1.2, b * 1.25)
+        far = ((f.x[where] - x) * (1 / a)).square_().clamp_(max=1.3)
+        dy = ((f.y[where] - y) * (1 / b)).square_().clamp_(max=1.3)
+        far = far + dy - n["angular"] * far * dy
+        lens, hole = f.inside(far, b), f.inside(far * 1.42, b * 0.84)
+        yield _Layer(where, lens * n["glasses"] * 0.14, _gray(0.85), None)
+        yield _Layer(where, (lens - hole) * n["glasses"], n["frame"], WORN)
+        inner, outer = _turned(side * 0.06, 0.46, n)[0], x + side * a
+        temple = side * (i["face_width"] + 0.02) * n["yaw"].cos() - 0.1 * n["yaw"].sin()
+        for from_x, to_x in ((_turned(0.0, 0.46, n)[0], inner), (outer, temple)):
+            middle, half = (from_x + to_x) / 2, ((to_x - from_x) * side).clamp(min=0) / 2
+            where = f.window(middle, y, half, 0.08)
+            bar = f.edge(0.022 - (f.y[where] - y + 0.03).abs_())
+            bar = _both(bar, f.edge(half - (f.x[where] - middle).abs_()))
+            yield _Layer(where, bar * n["glasses"], n["frame"], WORN)
+
+
+def _hat(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """A beanie with a band, or a cap with a visor."""
+    back = -0.06 * n["yaw"]
+    width, top = i["face_width"] + i["volume"] * 0.6 + 0.05, i["face_height"] * 0.9 + 0.16
+    brim = i["eye_y"] - i["brow_gap"] - 0.13 + 0.3 * n["pitch"]
+    where = f.window(back, -0.5, width * 1.35, 0.62)
+    x, y = f.x[where] - back, f.y[where] - brim
+    x2 = x.square()
+    far = x2 * (1 / (width * width)) + (y * (1 / (top + brim + 0.12))).square()
+    dome = _both(f.inside(far, width), f.edge(-y - 0.25 * x2 + 0.06))
+    yield _Layer(where, dome * n["hat"], n["hat_colour"], WORN)
+    light = _both(dome, f.inside(far + x * n["light_x"] * -0.7, 0.25, 6)) * n["hat"]
+    yield _Layer(where, light * 0.25, n["hat_colour"] * 0.5 + 0.5, None)
+    band = _both(f.edge(width * 1.03 - x.abs()), f.edge(0.075 - (y + 0.25 * x2 - 0.01).abs_()))
+    yield _Layer(where, band * n["hat"] * (1 - n["cap"]), n["hat_colour"] * 0.7, WORN)
+    x3 = f.x[where] - 0.75 * n["yaw"].sin()
+    visor = (x3 * (1 / (width * 0.86))).square_() + ((y - 0.02) * 7.5).square_()
+    yield _Layer(where, f.inside(visor, 0.13) * n["hat"] * n["cap"], n["hat_colour"] * 0.6, WORN)
+
+
+def _occluder(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
+    """A phone or the like, held before the face."""
+    cos, sin = n["held_angle"].cos(), n["held_angle"].sin()
+    x, y = f.u - n["held_x"], f.v - n["held_y"]
+    x, y = x * cos + y * sin, y * cos - x * sin
+    held = _both(f.edge(0.26 - x.abs()), f.edge(0.42 - y.abs())) * n["occluder"]
+    everywhere = slice(None), slice(None)
+    yield _Layer(everywhere, held, n["held"], WORN)
+    rim = _both(f.edge(0.20 - x.abs_()), f.edge(0.36 - y.abs_()))
+    yield _Layer(everywhere, rim * n["occluder"], n["held"] * 0.35, WORN)
+
+
+def _frame(n: Params, size: int, body: bool, rows: range) -> _Frame:
+    """The grid, moved, turned and scaled; with the body, from further away."""
+    far = 1.9 if body else 1.0
+    dtype, device = n["yaw"].dtype, n["yaw"].device
+    step = (torch.arange(size, dtype=dtype, device=device) + 0.5) * (2 / size) - 1
+    scale = n["scale"] * far
+    shift = n["shift_x"] / far, n["shift_y"] / far - (0.40 if body else 0.0)
+    u = ((step[:, None] - shift[0]) * scale).expand(len(rows), size, -1)
+    v = ((step[rows.start : rows.stop, None, None] - shift[1]) * scale).expand(-1, size, -1)
+    cos, sin = n["roll"].cos(), n["roll"].sin()
+    x, y = u * cos + v * sin, v * cos - u * sin
+    return _Frame(x, y, u, v, size / 2 / scale, cos, sin, shift, size, rows)
+
+
+def _paint(layers: Iterator[_Layer], canvas: Tensor, labels: Tensor) -> Tensor:
+    """Lays the layers over the canvas, (3, H, W, N), and notes the parts in the label map."""
+    for where, alpha, colour, part in layers:
+        if not alpha.numel():
+            continue
+        colour, at = _batch_last(colour.to(canvas)), (slice(None), *where)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (canvas, alpha, colour)):
+            below, canvas = canvas, canvas.clone()  # autograd needs what lies below as it was
+            canvas[at] = torch.lerp(below[at], colour, alpha)
+        else:
+            canvas[at].lerp_(colour, alpha)
+        if part:
+            labels[where].masked_fill_(alpha > 0.5, part)
+    return canvas
+
+
+def _worn(f: _Frame, i: Params, n: Params, canvas: Tensor, labels: Tensor) -> Tensor:
+    """Paints what few wear, on the photos of those alone."""
+    for name, layers in (("glasses", _glasses), ("hat", _hat), ("occluder", _occluder)):
+        some = n[name].nonzero()[:, 0]
+        if not len(some):
+            continue
+        part = {k: v[some] for k, v in n.items()}, {k: v[some] for k, v in i.items()}
+        few = f._replace(
+            **{k: getattr(f, k)[..., some] for k in ("x", "y", "u", "v", "fine", "cos", "sin")},
+            shift=(f.shift[0][some], f.shift[1][some]),
+        )
+        part_labels = labels[..., some]
+        painted = _paint(layers(few, part[1], part[0]), canvas[..., some], part_labels)
+        labels[..., some] = part_labels
+        canvas = canvas.index_copy(-1, some, painted) if painted.requires_grad else canvas.index_copy_(-1, some, painted)
+    return canvas
+
+
+def _render(i: Params, n: Params, size: int, body: bool, rows: range) -> tuple[Tensor, Tensor]:
+    """Images and label maps, without noise: some rows of them, (N, 3, rows, W) and (N, rows, W)."""
+    f = _frame(n, size, body, rows)
+    wave = (f.x * 13 + i["curl_phase"]).sin_() * (f.y * 11 - i["curl_phase"]).cos_() * i["curl"]
+    w, h = i["face_width"], i["face_height"]
+    low = f.y.clamp(min=0)
+    xs = f.x - 0.16 * n["yaw"] * low  # the chin turns further than the brow
+    across, down = xs * (low * (i["taper"] / w) + 1 / w), f.y * (1 / h)
+    bend = across.clamp(-1.2, 1.2) * n["light_x"] + down.clamp(-1.2, 1.2) * n["light_y"]
+    # Capped, or the corners of a square face would come back far outside of it.
+    across, down = across.square_().clamp_(max=1.3), down.square_().clamp_(max=1.3)
+    far = across + down - i["square"] * across * down
+
+    def layers():
+        yield from _back_hair(f, i, n, wave)
+        yield from _body(f, i, n)
+        yield from _head(f, i, n, xs, far)
+        yield from _eyes(f, i, n)
+        yield from _nose(f, i, n)
+        yield from _mouth(f, i, n)
+        yield from _front_hair(f, i, n, wave)
+
+    labels = torch.zeros(len(rows), size, len(w), dtype=torch.uint8, device=w.device)
+    canvas = _paint(layers(), _background(f, n), labels)
+    canvas = _worn(f, i, n, canvas, labels)
+    shade = (bend - 0.16 * far.clamp_(max=1.3) + 0.06) * (labels > 0) + 1
+    images = canvas * shade * _batch_last(n["cast"] * n["gain"][:, None])
+    return images.permute(3, 0, 1, 2), labels.permute(2, 0, 1)
+
+
+def _truth(i: Params, n: Params, size: int, body: bool):
+    f = _frame(n, size, body, range(1))
+    return _landmarks(f, i, n), _head_box(f, i, n)
+
+
+def _landmarks(f: _Frame, i: Params, n: Params) -> Tensor:
+    places = [_brow_place(i, n, side)[:2] for side in (-1, 1)]
+    eye_y = i["eye_y"] + 0.36 * n["pitch"]
+    places += [(_turned(side * i["eye_gap"], 0.36, n)[0], eye_y) for side in (-1, 1)]
+    places += [(_turned(0.0, 0.40, n)[0], eye_y + 0.02)]
+    places += [(_turned(0.0, 0.52, n)[0], i["eye_y"] + i["nose_length"] + 0.50 * n["pitch"])]
+    x, y, narrow = _mouth_place(i, n)
+    half = i["mouth_width"] * narrow * 0.92
+    corner = y - n["smile"] * 0.17 * 0.4
+    places += [(x - half, corner), (x + half, corner), (x, y + n["smile"] * 0.17 * 0.45)]
+    places += [(0.16 * n["yaw"] * i["face_height"], i["face_height"] - 0.04)]
+    for side in (-1, 1):
+        x = side * (i["face_width"] + 0.4 * i["ear"]) * n["yaw"].cos() - 0.16 * n["yaw"].sin()
+        places += [(x, 0.03 - 0.1 * n["pitch"])]
+    points = [torch.stack(f.pixel(x, y), -1) for x, y in places]
+    return torch.stack(points, 1)
+
+
+def _visible(landmarks: Tensor, masks: Tensor, yaw: Tensor) -> Tensor:
+    size = masks.shape[-1]
+    at = landmarks.round().long()
+    inside = ((at >= 0) & (at < size)).all(-1)
+    x, y = at.clamp(0, size - 1).unbind(-1)
+    shown = masks[torch.arange(len(masks), device=masks.device)[:, None], y, x]
+    found = [
+        inside[:, k] & torch.isin(shown[:, k], shown.new_tensor(parts))
+        for k, parts in enumerate(SEEN_ON)
+    ]
+    return torch.stack(found, 1)
+
+
+def _head_box(f: _Frame, i: Params, n: Params) -> Tensor:
+    width = torch.maximum(i["face_width"] + i["volume"], i["face_width"] + i["ear"] * 0.7) + 0.03
+    top = i["face_height"] * 0.88 + i["volume"] + 0.14
+    middle, half = (i["face_height"] - top) / 2, (i["face_height"] + top) / 2 + 0.02
+    x, y = f.pixel(torch.zeros_like(middle), middle)
+    across = ((width * f.cos).square() + (half * f.sin).square()).sqrt() * f.fine
+    down = ((width * f.sin).square() + (half * f.cos).square()).sqrt() * f.fine
+    return torch.stack([x - across, y - down, x + across, y + down], 1)
