@@ -344,7 +344,7 @@ def test_some_models_train_one_by_one(digits, build):
     assert training.accuracy(logits, digits.test.labels).min() > 0.4
     for k in range(2):
         assert torch.allclose(logits[k], first.model(k)(digits.test.images), atol=1e-5)
-    message = "buffers, dropout, batch norm or frozen weights train one by one: form='loop'"
+    message = "batch norm, frozen weights or a loss of their own train one by one: form='loop'"
     with pytest.raises(ValueError, match=message):
         training.fit_many(*arguments, num_epochs=1, form="batched")
 

@@ -169,10 +169,11 @@ def score_calibrated(
     probabilities: Tensor,
     members: Tensor,
 ) -> Tensor:
-    """Minus the loss, measured from a threshold of the record's own.
+    """Minus the log loss, measured from a threshold of the record's own.
 
-    The threshold lies halfway between the mean loss of the shadows that were trained on the
-    record and of those that were not.
+    The threshold lies halfway between the shadows that were trained on the record and those that
+    were not, in the mean of the logarithm: losses span orders of magnitude, and a mean of the
+    losses themselves would lie at the few largest.
 
     Args:
         predict: the victim as a black box.
@@ -181,17 +182,24 @@ def score_calibrated(
         probabilities: (K, N, classes) answers of shadows to these very records.
         members: (K, N) which shadows were trained on which record; each in some, not in all.
 
+    Returns:
+        (N,) scores; above 0 the record counts as a member.
+
     Raises:
         ValueError: a record is in all shadows or in none.
 
     Source:
         Sablayrolles et al., White-box vs black-box: Bayes optimal strategies for membership
-        inference, ICML 2019, MAST (a threshold a sample).
+        inference, ICML 2019, MAST (a threshold a sample); the logarithm is ours.
     """
     _check_both_sides(members)
-    shadow = losses(probabilities, labels)
-    inside, outside = _mean(shadow, members), _mean(shadow, ~members)
-    return (inside + outside) / 2 - losses(predict(images), labels)
+    shadow = _log_losses(probabilities, labels)
+    threshold = (_mean(shadow, members) + _mean(shadow, ~members)) / 2
+    return threshold - _log_losses(predict(images), labels)
+
+
+def _log_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
+    return losses(probabilities, labels).clamp_min(1e-7).log()  # float32 knows no smaller one
 
 
 def logit_confidence(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -361,11 +369,11 @@ def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
     Returns:
         The threshold; scores above it count as members.
     """
-    false_positives, true_positives, thresholds = roc_curve(
-        members.flatten().numpy(), scores.flatten().double().numpy()
-    )
+    asked = scores.flatten().numpy()
+    false_positives, true_positives, thresholds = roc_curve(members.flatten().numpy(), asked)
     best = (true_positives - false_positives)[1:].argmax() + 1  # the first one is infinite
-    return float(np.nextafter(thresholds[best], -np.inf))  # roc_curve counts equality as member
+    number = asked.dtype.type  # roc_curve counts equality as member: the next smaller such number
+    return float(np.nextafter(number(thresholds[best]), number(-np.inf)))
 
 
 def score_rmia(
