@@ -161,7 +161,7 @@ def test_too_much_memory_is_refused_with_the_arithmetic():
     [
         ("digit", "did you mean 'digits'?"),
         ("mnist5", "did you mean 'mnist5k'?"),
-        ("imagenet-21k-full", "known: digits, mnist5k, mnist"),
+        ("imagenet-21k-full", "known: digits, mnist5k, faces, mnist"),
         ("", "known: digits"),
     ],
 )

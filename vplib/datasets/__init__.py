@@ -1,6 +1,7 @@
-"""Images in memory, as tensors: `load(name)` for embedded, downloaded and own images."""
+"""Images in memory, as tensors: `load(name)` for embedded, downloaded, rendered and own images."""
 
+from vplib.datasets import faces
 from vplib.datasets.imageset import ImageSet
 from vplib.datasets.loading import NAMES, DatasetUnavailable, check_name, data_root, load
 
-__all__ = ["NAMES", "DatasetUnavailable", "ImageSet", "check_name", "data_root", "load"]
+__all__ = ["NAMES", "DatasetUnavailable", "ImageSet", "check_name", "data_root", "faces", "load"]

@@ -8,12 +8,28 @@ is evaluated in its own window only.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
+BATCH = 128  # images at a time: shorter runs cost more calls, longer ones make windows wider
+PIXELS = 2**18  # of a band of them, in rows that a core's cache holds
+IDENTITY_NAMES = tuple(
+    "skin hair brows iris lip face_width face_height taper square ear neck shoulders blush eye_gap "
+    "eye_y eye_size eye_shape eye_slant brow brow_width brow_gap brow_slope brow_arch nose_length "
+    "nose_width mouth_y mouth_width lips volume hairline parting fringe temples length curl "
+    "curl_phase long_hair beard beard_length".split()
+)
+NUISANCE_NAMES = tuple(
+    "backdrop backdrop_2 gradient_x gradient_y disc disc_x disc_y clothes clothes_2 stripes "
+    "stripe_rate upright light_x light_y cast gain yaw pitch roll scale shift_x shift_y smile "
+    "round open teeth raise blink gaze_x gaze_y glasses lens angular frame hat cap hat_colour "
+    "occluder held held_x held_y held_angle noise grain".split()
+)
 PARTS = (
     "background", "body", "skin", "hair", "beard", "brows", "eyes", "nose", "mouth", "worn",
 )  # fmt: skip
@@ -128,6 +144,10 @@ def _batch_last(colour: Tensor) -> Tensor:
     return colour.T[:, None, None]
 
 
+def _tint(colour: Tensor, *gains: float) -> Tensor:
+    return colour * colour.new_tensor(gains)
+
+
 def _gray(value: float) -> Tensor:
     return torch.full((1, 3), value)
 
@@ -152,6 +172,8 @@ def _body(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     yield _Layer(top, cloth, n["clothes"], BODY)
     stripes = (torch.where(n["upright"] > 0.5, u, v) * n["stripe_rate"]).sin_()
     yield _Layer(top, _both(cloth, (stripes * 3).clamp_(0, 1)) * n["stripes"], n["clothes_2"], BODY)
+    arm = f.edge(0.018 - (u.abs() - broad * 0.70 - 0.06 * (v - 1.3)).abs_()) * f.edge(v - 1.25)
+    yield _Layer(top, _both(cloth, arm) * 0.45, n["clothes"] * 0.45, None)
     neck = i["neck"]
     far = (u * (1 / (neck + 0.06))).square() + ((v - 0.72) * 4.2).square_()
     yield _Layer(top, f.inside(far * 0.85, 0.2), n["clothes_2"], BODY)
@@ -194,14 +216,14 @@ def _head(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[
     for side in (-1, 1):
         x = side * w * 0.58 * n["yaw"].cos() + 0.3 * n["yaw"].sin()
         blush, shape = f.ellipse(x, 0.17 + 0.3 * n["pitch"], w * 0.30, w * 0.22, 6)
-        yield _Layer(blush, shape * i["blush"], i["skin"] * torch.tensor([[1.0, 0.62, 0.6]]), None)
+        yield _Layer(blush, shape * i["blush"], _tint(i["skin"], 1.0, 0.62, 0.60), None)
     # The beard: below a line that falls from the ears to the lower lip, and a moustache.
     yield from _beard(f, i, n, xs, far)
 
 
 def _beard(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[_Layer]:
     mouth_x, mouth_y, narrow = _mouth_place(i, n)
-    w, h = i["face_width"], i["face_height"]
+    w = i["face_width"]
     where = f.window(0.0, 0.32, w * 1.2, 0.62)
     x, y = f.x[where], f.y[where]
     t = xs[where] * (1 / w)
@@ -210,8 +232,9 @@ def _beard(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator
     jaw = _both(f.inside(longer, w), f.edge(y - line, 1.5))
     t = (x - mouth_x) * (1 / (i["mouth_width"] * narrow * 1.25))
     droop = mouth_y - i["lips"] - 0.035 - n["open"] * 0.10 + 0.07 * t.square()
-    lip = f.edge(0.055 * (1 - t.square_()) - (y - droop).abs_())
-    dark = i["hair"] * 0.72 + i["skin"] * 0.10
+    lens = 1 - t.square_()
+    lip = f.edge(0.055 * lens - (y - droop).abs_()) * (lens * 4).clamp(0, 1)
+    dark = torch.minimum(i["hair"] * 0.7, i["skin"] * 0.5)  # or brown on brown would not show
     yield _Layer(where, torch.maximum(jaw, lip) * i["beard"], dark, BEARD)
 
 
@@ -304,18 +327,19 @@ def _mouth(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     where = f.window(x, y, half * 1.1, 0.34)
     t2 = ((f.x[where] - x) * (1 / half)).square_()
     lens = 1 - t2
+    ends = (lens * 6).clamp(0, 1)  # or a line as wide as a pixel would go on beyond the corners
     dy = f.y[where] - y + n["smile"] * 0.17 * (t2 - 0.45)  # the corners go up
-    lips = f.edge((gape + i["lips"]) * lens - (dy - 0.3 * i["lips"]).abs_() + 0.010)
+    lips = f.edge((gape + i["lips"]) * lens - (dy - 0.3 * i["lips"]).abs_() + 0.010) * ends
     yield _Layer(where, lips, i["lip"], MOUTH)
     upper = _both(lips, f.edge(-dy))
     yield _Layer(where, upper, i["lip"] * 0.80, MOUTH)
-    gap = f.edge((gape + 0.016) * lens - dy.abs() - 0.004)
+    gap = f.edge((gape + 0.016) * lens - dy.abs() - 0.004) * ends
     yield _Layer(where, gap, i["lip"] * 0.22, MOUTH)
     open_ = f.edge(gape * lens - dy.abs() - 0.012)
     bite = f.edge(-dy - gape * (0.9 * n["round"] - 0.25))
     yield _Layer(where, _both(open_, bite) * n["teeth"], _gray(0.96), MOUTH)
     tongue = _both(open_, f.edge(dy - gape * (0.25 + 0.4 * t2)))
-    yield _Layer(where, tongue * n["round"], torch.tensor([[0.75, 0.32, 0.32]]), MOUTH)
+    yield _Layer(where, tongue * n["round"], _tint(_gray(1.0), 0.75, 0.32, 0.32), MOUTH)
     shade = ((f.x[where] - x) * (1.8 / half)).square_()
     shade += ((dy - gape - i["lips"] * 1.3 - 0.045) * 26).square_()
     yield _Layer(where, f.inside(shade, 0.04, 1.5) * 0.3, i["skin"] * 0.6, None)
@@ -442,15 +466,15 @@ def _worn(f: _Frame, i: Params, n: Params, canvas: Tensor, labels: Tensor) -> Te
         some = n[name].nonzero()[:, 0]
         if not len(some):
             continue
-        part = {k: v[some] for k, v in n.items()}, {k: v[some] for k, v in i.items()}
         few = f._replace(
             **{k: getattr(f, k)[..., some] for k in ("x", "y", "u", "v", "fine", "cos", "sin")},
-            shift=(f.shift[0][some], f.shift[1][some]),
+            shift=tuple(t[some] for t in f.shift),
         )
-        part_labels = labels[..., some]
-        painted = _paint(layers(few, part[1], part[0]), canvas[..., some], part_labels)
-        labels[..., some] = part_labels
-        canvas = canvas.index_copy(-1, some, painted) if painted.requires_grad else canvas.index_copy_(-1, some, painted)
+        wearers = ({k: v[some] for k, v in params.items()} for params in (i, n))
+        parts = labels[..., some]
+        painted = _paint(layers(few, *wearers), canvas[..., some], parts)
+        labels[..., some] = parts
+        canvas = canvas.index_copy(-1, some, painted)
     return canvas
 
 
@@ -484,9 +508,87 @@ def _render(i: Params, n: Params, size: int, body: bool, rows: range) -> tuple[T
     return images.permute(3, 0, 1, 2), labels.permute(2, 0, 1)
 
 
-def _truth(i: Params, n: Params, size: int, body: bool):
-    f = _frame(n, size, body, range(1))
-    return _landmarks(f, i, n), _head_box(f, i, n)
+def render(
+    identity: Params, nuisance: Params, image_size: int = 32, *, body: bool = False
+) -> Rendered:
+    """Images of people, with the truth beside them; differentiable in every parameter.
+
+    Args:
+        identity: what a person keeps, as `faces.identity_params` draws it: (N,) numbers and
+            (N, 3) colours by name. Take a copy and change a value to get another person.
+        nuisance: what a photo has, as `faces.nuisance_params` draws it.
+        image_size: height and width in pixels, 32 to 128.
+        body: head and shoulders instead of the head alone; 64 pixels or more.
+
+    Returns:
+        The images and their truth. Gradients reach images, landmarks, pose and head box; label
+        map and visibility are whole numbers and have none.
+
+    Raises:
+        ValueError: the size is none of these, or parameters are missing or differ in number.
+    """
+    check_size(image_size, body)
+    names = [(identity, IDENTITY_NAMES), (nuisance, NUISANCE_NAMES)]
+    if missing := [name for found, known in names for name in known if name not in found]:
+        raise ValueError(
+            f"parameters {', '.join(missing)} are missing; start from those that "
+            "faces.identity_params and faces.nuisance_params give"
+        )
+    number = len(identity["skin"])
+    for name, value in (identity | nuisance).items():
+        if len(value) != number or not number:
+            raise ValueError(
+                f"parameter {name!r} has {len(value)} rows, 'skin' has {number}; "
+                "each needs one row an image, and there must be an image"
+            )
+    dtype = torch.promote_types(identity["skin"].dtype, nuisance["yaw"].dtype)
+    count = max(1, min(BATCH, PIXELS // image_size))
+    step = max(1, PIXELS // (count * image_size))
+    bands = [range(k, min(k + step, image_size)) for k in range(0, image_size, step)]
+    parts = []
+    for some in torch.arange(number).split(count):
+        i, n = ({k: v[some].to(dtype) for k, v in d.items()} for d in (identity, nuisance))
+        images, masks = zip(*(_render(i, n, image_size, body, rows) for rows in bands), strict=True)
+        images, masks = torch.cat(images, 2), torch.cat(masks, 1)
+        images = (images + _noise(n, image_size)).clamp(0, 1)
+        frame = _frame(n, image_size, body, range(1))
+        landmarks, box = _landmarks(frame, i, n), _head_box(frame, i, n)
+        pose = torch.stack([n["yaw"], n["pitch"], n["roll"]], 1)
+        visible = _visible(landmarks.detach(), masks)
+        parts.append((images, masks, landmarks, visible, pose, box))
+    return Rendered(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def check_size(image_size: int, body: bool) -> None:
+    """Refuses sizes that the truth is not made for.
+
+    Raises:
+        ValueError: the size is no whole number from 32 (with the body 64) to 128.
+    """
+    low, high = (64 if body else 32), 128
+    whole = isinstance(image_size, int | np.integer) and not isinstance(image_size, bool)
+    if not (whole and low <= image_size <= high):
+        what = "head and shoulders" if body else "faces"
+        raise ValueError(
+            f"{what} are rendered at {low} to {high} pixels, not {image_size!r}; "
+            "resize the images for another size"
+        )
+
+
+def _noise(n: Params, size: int) -> Tensor:
+    """A stretch of one long row of noise for each photo: drawn anew it would cost more than paint.
+
+    The stretch depends on the photo alone, not on who is in the batch with it.
+    """
+    grain, length = _grain(), 3 * size**2
+    starts = (n["grain"].detach() * (len(grain) - length)).long().tolist()
+    found = torch.stack([grain[start : start + length] for start in starts])
+    return found.to(n["noise"]).view(-1, 3, size, size) * n["noise"][:, None, None, None]
+
+
+@cache
+def _grain() -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal(2**20, np.float32))
 
 
 def _landmarks(f: _Frame, i: Params, n: Params) -> Tensor:
@@ -507,7 +609,7 @@ def _landmarks(f: _Frame, i: Params, n: Params) -> Tensor:
     return torch.stack(points, 1)
 
 
-def _visible(landmarks: Tensor, masks: Tensor, yaw: Tensor) -> Tensor:
+def _visible(landmarks: Tensor, masks: Tensor) -> Tensor:
     size = masks.shape[-1]
     at = landmarks.round().long()
     inside = ((at >= 0) & (at < size)).all(-1)

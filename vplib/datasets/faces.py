@@ -1,38 +1,47 @@
 """Rendered people: who they are, how they look in a session and on a photo, as an `ImageSet`.
 
-Every parameter is a hash of the seed, the person (session, photo) and its own name: a person is the
+A parameter is a hash of the seed, the person (session, photo) and its own name: a person is the
 same in each call, whoever else is asked for. No real person is in here, and no rate measured on
 these faces is one on real people.
 """
 
+import math
 import zlib
 from collections.abc import Iterable
-from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vplib import experiment
-from vplib.datasets import face_renderer
-from vplib.datasets.face_renderer import LANDMARKS, PARTS, Params, Rendered
+from vplib.datasets.face_renderer import LANDMARKS, PARTS, Params, Rendered, check_size, render
+from vplib.datasets.folder import check_bytes
 from vplib.datasets.imageset import ImageSet
 
 __all__ = [
-    "EXPRESSIONS", "LANDMARKS", "PARTS", "Rendered", "identities", "people", "photos", "render",
-    "sequence",
+    "EXPRESSIONS", "LANDMARKS", "PARTS", "Rendered", "identity_params", "nuisance_params", "people",
+    "render", "sequence",
 ]  # fmt: skip
 
 EXPRESSIONS = ("neutral", "smiling", "surprised")
-MAX_PEOPLE = 1_000_000
-SIZES = (32, 128)
-BATCH = 128
-PIXELS = 2**18
+MAX_PEOPLE, MAX_BYTES = 10**6, 2 * 10**9
+# What `datasets.load("faces")` holds: each person in 15 sessions of two photos, ten to train on.
+PEOPLE, PER_SESSION, SESSIONS = 40, 2, {"train": (0, 10), "test": (10, 15), "all": (0, 15)}
 
-SKINS = [(0.30, 0.18, 0.13), (0.55, 0.35, 0.24), (0.78, 0.54, 0.40), (0.93, 0.72, 0.58), (1.0, 0.85, 0.74)]
-HAIRS = [(0.07, 0.06, 0.07), (0.20, 0.12, 0.08), (0.36, 0.20, 0.11), (0.56, 0.28, 0.12), (0.80, 0.60, 0.32), (0.74, 0.73, 0.72)]
-IRISES = [(0.20, 0.11, 0.06), (0.38, 0.22, 0.10), (0.35, 0.42, 0.20), (0.25, 0.45, 0.62), (0.45, 0.55, 0.60)]
-# Ranges of what a person keeps; uniform and independent of each other.
+# Colours along which a person's lie.
+SKIN = (
+    (0.30, 0.18, 0.13), (0.55, 0.35, 0.24), (0.78, 0.54, 0.40), (0.93, 0.72, 0.58),
+    (1.0, 0.85, 0.74),
+)  # fmt: skip
+HAIR = (
+    (0.07, 0.06, 0.07), (0.20, 0.12, 0.08), (0.36, 0.20, 0.11), (0.56, 0.28, 0.12),
+    (0.80, 0.60, 0.32), (0.74, 0.73, 0.72),
+)  # fmt: skip
+IRIS = (
+    (0.20, 0.11, 0.06), (0.38, 0.22, 0.10), (0.35, 0.42, 0.20), (0.25, 0.45, 0.62),
+    (0.45, 0.55, 0.60),
+)  # fmt: skip
+# Ranges, uniform and independent of each other: of what a person keeps,
 IDENTITY = dict(
     face_width=(0.42, 0.54), face_height=(0.56, 0.68), taper=(0.0, 0.55), square=(0.0, 0.6),
     ear=(0.09, 0.15), neck=(0.20, 0.30), shoulders=(0.80, 1.05), blush=(0.1, 0.5),
@@ -43,22 +52,313 @@ IDENTITY = dict(
     volume=(0.03, 0.20), hairline=(-0.50, -0.24), parting=(-0.28, 0.28), fringe=(-0.15, 0.20),
     temples=(0.05, 0.30), length=(0.55, 1.0), curl_phase=(0.0, 6.3), beard_length=(0.0, 0.25),
 )  # fmt: skip
-# Ranges of what a session keeps, and of what changes from photo to photo.
+# of what a session keeps,
 SESSION = dict(
     gradient_x=(-1.0, 1.0), gradient_y=(-1.0, 1.0), disc_x=(-1.0, 1.0), disc_y=(-1.0, 0.6),
     disc=(0.0, 0.6), stripe_rate=(12.0, 32.0), upright=(0.0, 1.0), light_x=(-0.30, 0.30),
     light_y=(-0.20, 0.08), gain=(0.80, 1.12),
 )  # fmt: skip
+# and of what changes from photo to photo. Angles in radians.
 PHOTO = dict(
-    yaw=(-0.50, 0.50), pitch=(-0.22, 0.22), roll=(-0.22, 0.22), scale=(0.90, 1.18),
-    shift_x=(-0.10, 0.10), shift_y=(0.0, 0.16), gaze_x=(-1.0, 1.0), gaze_y=(-0.7, 0.7),
+    yaw=(-0.33, 0.33), pitch=(-0.15, 0.15), roll=(-0.15, 0.15), scale=(0.84, 1.0),
+    shift_x=(-0.07, 0.07), shift_y=(0.02, 0.13), gaze_x=(-1.0, 1.0), gaze_y=(-0.7, 0.7),
     lens=(0.75, 1.0), angular=(0.0, 0.6), held_x=(-0.9, 0.9), held_y=(0.1, 0.9),
-    held_angle=(-0.7, 0.7), noise=(0.01, 0.03),
+    held_angle=(-0.7, 0.7), noise=(0.01, 0.03), grain=(0.0, 1.0),
 )  # fmt: skip
+SHARES = dict(glasses=0.3, hat=0.22, occluder=0.1, cap=0.5)  # of the photos, whoever is on them
+MOVING = ("yaw", "pitch", "roll", "shift_x", "shift_y", "gaze_x", "gaze_y")  # in a sequence
+
+
+def people(
+    identities: Iterable[int],
+    photos_each: int,
+    *,
+    image_size: int = 32,
+    sessions: int | Iterable[int] = 10,
+    seed: int = 0,
+    body: bool = False,
+    **fixed,
+) -> ImageSet:
+    """Photos of these people, dealt out evenly to their sessions; a person is a class.
+
+    Calls with different people, or with different sessions of the same people, share no photo.
+    More photos of a session come after its first ones: they are the same in a larger set.
+
+    Args:
+        identities: who, as whole numbers from 0 to 999,999, each once: `range(0, 40)`.
+        photos_each: photos of each person.
+        image_size: height and width in pixels, 32 to 128.
+        sessions: how many sessions a person has, or which: `range(10, 15)`. A session has its own
+            clothes, background, light and white balance.
+        seed: another seed is another world, with other people.
+        body: head and shoulders, 64 pixels or more.
+        **fixed: values that all photos have, by the name of a parameter of `SESSION` or `PHOTO`,
+            or `glasses`, `hat`, `occluder`, `expression`: `people(..., glasses=1, yaw=0.0)`.
+
+    Returns:
+        The set, with `landmarks` (N, 12, 2), `masks` (N, H, W) and these attributes: `person`,
+        `session`, `expression` (an index into `EXPRESSIONS`), `beard`, `long_hair`, `glasses`,
+        `hat`, `occluder` (0 or 1), `tone` (of the skin, 0 dark to 1 light), `yaw`, `pitch`,
+        `roll` (radians), `visible` (N, 12) and `head_box` (N, 4), as in `Rendered`.
+
+    Raises:
+        ValueError: an argument cannot be, or the images would take more than 2 GB.
+    """
+    who = _whole("identities", identities, MAX_PEOPLE)
+    held = _whole("sessions", range(sessions) if _is_whole(sessions) else sessions, MAX_PEOPLE)
+    if not (_is_whole(photos_each) and photos_each >= 1):
+        raise ValueError(f"photos_each must be a whole number of 1 or more, not {photos_each!r}")
+    number = np.tile(np.arange(photos_each), len(who))
+    person, session = np.repeat(who, photos_each), held[number % len(held)]
+    settings = dict(image_size=image_size, seed=seed, body=body)
+    return _photos(who, person, session, number // len(held), **settings, **fixed)
+
+
+def sequence(
+    person: int,
+    num_frames: int,
+    *,
+    image_size: int = 64,
+    session: int = 0,
+    seed: int = 0,
+    body: bool = False,
+    **fixed,
+) -> ImageSet:
+    """A clip of one person in one session, who turns, looks around, blinks and changes expression.
+
+    Args:
+        person: who, as in `people`.
+        num_frames: frames of the clip; a longer clip begins with a shorter one.
+        image_size: as in `people`.
+        session: decides clothes, background and light, and what is worn.
+        seed: as in `people`.
+        body: as in `people`.
+        **fixed: as in `people`; an expression comes and goes.
+
+    Returns:
+        The frames in order, as `people` returns photos. `expression` is "neutral" while another
+        is less than half there.
+
+    Raises:
+        ValueError: an argument cannot be.
+    """
+    who = _whole("person", [person], MAX_PEOPLE)
+    if not (_is_whole(num_frames) and num_frames >= 1):
+        raise ValueError(f"num_frames must be a whole number of 1 or more, not {num_frames!r}")
+    held = _whole("session", [session], MAX_PEOPLE)
+    zero = np.zeros(num_frames, int)
+    settings = dict(image_size=image_size, seed=seed, body=body)
+    return _photos(who, who[zero], held[zero], zero, moving=True, **settings, **fixed)
+
+
+def standard_labels(split: str) -> Tensor:
+    """The labels of `datasets.load("faces", split)`: photo after photo of each person.
+
+    Args:
+        split: "train", "test" or "all".
+    """
+    low, high = SESSIONS[split]
+    return torch.arange(PEOPLE).repeat_interleave((high - low) * PER_SESSION)
+
+
+def standard(split: str, rows: Tensor, image_size: int | None) -> ImageSet:
+    """Some photos of `datasets.load("faces", split)`; the parts hold other sessions.
+
+    Args:
+        split: "train", "test" or "all".
+        rows: which, as indices into `standard_labels`.
+        image_size: as in `people`; 32 by default.
+    """
+    low, high = SESSIONS[split]
+    each = (high - low) * PER_SESSION
+    number = rows.numpy() % each
+    where = rows.numpy() // each, low + number // PER_SESSION, number % PER_SESSION
+    return _photos(np.arange(PEOPLE), *where, image_size=32 if image_size is None else image_size)
+
+
+def identity_params(identities: Iterable[int], *, seed: int = 0) -> Params:
+    """What people keep from photo to photo: the first argument of `render`.
+
+    Beard, long hair, and the colours of skin, hair and eyes are independent of each other.
+
+    Args:
+        identities: who, as in `people`, but also several times.
+        seed: as in `people`.
+
+    Returns:
+        By name, (N,) float32 and, for colours, (N, 3) in [0, 1].
+
+    Raises:
+        ValueError: no such person, or no such seed.
+    """
+    keys = _seed(seed), _whole("identities", identities, MAX_PEOPLE, distinct=False)
+    found = {name: _between(name, span, *keys) for name, span in IDENTITY.items()}
+    found["tone"] = _uniform("tone", *keys)
+    skin, hair = _palette(SKIN, found["tone"]), _palette(HAIR, _uniform("hair colour", *keys))
+    undertone = torch.tensor([0.02, 0.0, -0.03])
+    found["skin"] = (skin + _between("undertone", (-1, 1), *keys)[:, None] * undertone).clamp(0, 1)
+    found["hair"], found["brows"] = hair, hair * 0.65
+    found["iris"] = _palette(IRIS, _uniform("iris", *keys))
+    pale, red = skin * torch.tensor([0.86, 0.62, 0.62]), torch.tensor([0.75, 0.22, 0.25])
+    found["lip"] = torch.lerp(pale, red, _between("lipstick", (0.0, 0.6), *keys)[:, None])
+    found["curl"] = _share("curly", 0.4, *keys) * _between("curl", (0.06, 0.22), *keys)
+    found["long_hair"] = _share("long hair", 0.45, *keys)
+    found["beard"] = _share("beard", 0.4, *keys) * _between("density", (0.75, 1.0), *keys)
+    return found
+
+
+def nuisance_params(identities, sessions, numbers, *, seed: int = 0, **fixed) -> Params:
+    """What sessions and photos add: the second argument of `render`.
+
+    Args:
+        identities: (N,) who, as in `people`.
+        sessions: (N,) whole numbers, or one for all.
+        numbers: (N,) which photo of the session, or one for all.
+        seed: as in `people`.
+        **fixed: as in `people`.
+
+    Returns:
+        By name, (N,) float32 and, for colours, (N, 3) in [0, 1].
+
+    Raises:
+        ValueError: an argument cannot be.
+    """
+    _check_fixed(fixed)
+    person = _whole("identities", identities, MAX_PEOPLE, distinct=False)
+    keys = _seed(seed), *np.broadcast_arrays(person, sessions, numbers)
+    of_session, of_photo = keys[:-1], keys
+    found = {name: _between(name, span, *of_session) for name, span in SESSION.items()}
+    found["stripes"] = _share("stripes", 0.45, *of_session)
+    found["cast"] = _colour("cast", 0.92, 1.08, *of_session)
+    found["clothes"] = _colour("clothes", 0.08, 0.92, *of_session)
+    found["clothes_2"] = _colour("clothes 2", 0.08, 0.92, *of_session)
+    for name in ("backdrop", "backdrop_2"):  # pale: a loud one is learnt instead of the person
+        gray = _between(f"{name} gray", (0.2, 0.9), *of_session)[:, None]
+        found[name] = (gray + _colour(name, -0.12, 0.12, *of_session)).clamp(0, 1)
+    found |= {name: _between(name, span, *of_photo) for name, span in PHOTO.items()}
+    found |= {name: _share(name, share, *of_photo) for name, share in SHARES.items()}
+    found["frame"] = _colour("frame", 0.02, 0.45, *of_photo)
+    found["hat_colour"] = _colour("hat colour", 0.08, 0.92, *of_photo)
+    found["held"] = _colour("held", 0.1, 0.9, *of_photo)
+    found["expression"] = (_uniform("expression", *of_photo) * len(EXPRESSIONS)).floor()
+    found |= {name: torch.full_like(found["yaw"], _number(v)) for name, v in fixed.items()}
+
+    def amount(name, low, high):
+        return _between(name, (low, high), *of_photo)
+
+    smiling, surprised = ((found["expression"] == k).float() for k in (1, 2))
+    found["smile"] = torch.where(
+        smiling > 0, amount("smile", 0.75, 1.1), amount("mood", -0.15, 0.15)
+    )
+    found["open"] = smiling * amount("laugh", 0.1, 0.75) + surprised * amount("gape", 0.7, 1.0)
+    found["round"] = surprised * amount("round", 0.8, 1.0)
+    found["raise"] = surprised * amount("surprise", 0.6, 1.0)
+    found["teeth"] = torch.ones_like(smiling)
+    found["blink"] = torch.where(
+        _share("blinks", 0.06, *of_photo) > 0, 0.18, amount("lids", 0.8, 1.05)
+    )
+    return found
+
+
+def _photos(
+    who, person, session, number, *, image_size, seed=0, body=False, moving=False, **fixed
+) -> ImageSet:
+    """The set of these photos; with `moving`, frames of one clip."""
+    check_size(image_size, body)
+    check_bytes((len(person), 3, image_size, image_size), MAX_BYTES)
+    known = identity_params(person, seed=seed)
+    photo = nuisance_params(person, session, number, seed=seed, **fixed)
+    if moving:
+        photo |= _motion(photo, (_seed(seed), person[:1], session[:1]), set(fixed))
+    with torch.no_grad():
+        found = render(known, photo, image_size, body=body)
+    attributes = {
+        "person": torch.from_numpy(person).long(),
+        "session": torch.from_numpy(session).long(),
+        "expression": photo["expression"].long(),
+        "beard": (known["beard"] > 0).long(),
+        "long_hair": known["long_hair"].long(),
+        **{name: photo[name].long() for name in ("glasses", "hat", "occluder")},
+        "tone": known["tone"],
+        **dict(zip(("yaw", "pitch", "roll"), found.pose.unbind(1), strict=True)),
+        "visible": found.visible,
+        "head_box": found.head_box,
+    }
+    order = np.argsort(who)
+    labels = torch.from_numpy(order[np.searchsorted(who, person, sorter=order)])
+    names = tuple(f"person {k}" for k in who.tolist())
+    truth = dict(attributes=attributes, landmarks=found.landmarks, masks=found.masks)
+    return ImageSet(found.images, labels, names, "faces", **truth)
+
+
+def _motion(photo: Params, keys: tuple, fixed: set[str]) -> Params:
+    """What moves in a clip, each on a slow wave of its own between the ends of its range."""
+    time = torch.arange(len(photo["yaw"]))
+
+    def wave(name):
+        turns = time / _between(f"{name} period", (30, 70), *keys) + _uniform(f"{name} at", *keys)
+        return (2 * math.pi * turns).sin()
+
+    found = {}
+    for name in set(MOVING) - fixed:
+        low, high = PHOTO[name]
+        found[name] = (low + high) / 2 + 0.8 * (high - low) / 2 * wave(name)
+    there = 0.5 - 0.5 * wave("expression")
+    found |= {name: photo[name] * there for name in ("smile", "open", "round", "raise")}
+    found["expression"] = photo["expression"] * (there > 0.5)
+    found["blink"] = 0.95 - 0.8 * (-(((wave("blink") - 0.9) / 0.06) ** 2)).exp()
+    found["grain"] = (photo["grain"] + time * 0.382) % 1  # a camera's noise is new in each frame
+    return found
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
+
+
+def _whole(name: str, values, end: int, distinct: bool = True) -> np.ndarray:
+    """These whole numbers from 0 to below the end, as an array."""
+    values = [values] if not isinstance(values, Iterable) or isinstance(values, str) else values
+    values = values.tolist() if isinstance(values, np.ndarray | Tensor) else list(values)
+    wrong = [v for v in values if not (_is_whole(v) and 0 <= v < end)]
+    if wrong or not values:
+        raise ValueError(
+            f"{name} must be whole numbers from 0 to {end - 1:,}, at least one, "
+            f"not {wrong[0] if wrong else 'none'!r}; give for example range(0, 40)"
+        )
+    if distinct and len(set(values)) < len(values):
+        raise ValueError(f"{name} must name each once; {len(values)} are given, some twice")
+    return np.array(values, dtype=np.int64)
+
+
+def _seed(seed: int) -> int:
+    if not (_is_whole(seed) and 0 <= seed < 2**32):
+        raise ValueError(f"seed must be an integer from 0 to 4294967295, not {seed!r}")
+    return seed
+
+
+def _number(value) -> float:
+    return float(EXPRESSIONS.index(value) if isinstance(value, str) else value)
+
+
+def _check_fixed(fixed: dict) -> None:
+    """Refuses a fixed value of no parameter, or one that it cannot have."""
+    for name, value in fixed.items():
+        known = (*SESSION, *PHOTO, *SHARES, "expression")
+        if name not in known:
+            raise ValueError(f"photos have no {name!r} to fix; {experiment.nearest(name, known)}")
+        if name == "expression":
+            wanted, good = f"0, 1, 2 or one of {EXPRESSIONS}", value in (0, 1, 2, *EXPRESSIONS)
+        elif name in SHARES:
+            wanted, good = "0 or 1", value in (0, 1)
+        else:
+            wanted = "a finite number"
+            good = isinstance(value, int | float | np.number) and math.isfinite(value)
+        if not good:
+            raise ValueError(f"{name} must be {wanted} for all photos, not {value!r}")
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64."""
+    """The finalizer of SplitMix64: each bit of the state reaches every bit of the result."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
@@ -68,106 +368,27 @@ def _uniform(name: str, *keys) -> Tensor:
     """(N,) numbers in [0, 1): a hash of the name and of each row of the keys."""
     state = np.array([zlib.crc32(name.encode())], np.uint64)
     for key in keys:
-        state = _mix(state * np.uint64(0x9E3779B97F4A7C15) + np.asarray(key).astype(np.uint64))
-    return torch.from_numpy((state >> np.uint64(40)).astype(np.float32) / 2**24)
+        step = np.asarray(key).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        state = _mix(_mix(state) + step)
+    return torch.from_numpy((state >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
 
 
 def _between(name: str, span: tuple[float, float], *keys) -> Tensor:
     return span[0] + (span[1] - span[0]) * _uniform(name, *keys)
 
 
-def _palette(colours: list, place: Tensor) -> Tensor:
-    """(N, 3) colours along a palette, from its first at 0 to its last at 1."""
-    colours = torch.tensor(colours)
-    place = place * (len(colours) - 1)
-    low = place.long().clamp(max=len(colours) - 2)
-    return torch.lerp(colours[low], colours[low + 1], (place - low)[:, None])
+def _share(name: str, share: float, *keys) -> Tensor:
+    """(N,) 1 for this share of the rows, 0 for the others."""
+    return (_uniform(name, *keys) < share).float()
 
 
 def _colour(name: str, low: float, high: float, *keys) -> Tensor:
     return torch.stack([_between(f"{name} {c}", (low, high), *keys) for c in "rgb"], 1)
 
 
-def identities(people: Iterable[int], *, seed: int = 0) -> Params:
-    """What people keep from photo to photo."""
-    keys = seed, _people(people)
-    found = {name: _between(name, span, *keys) for name, span in IDENTITY.items()}
-    skin = _palette(SKINS, _uniform("tone", *keys))
-    warm = _between("undertone", (-1, 1), *keys)[:, None] * torch.tensor([[0.02, 0.0, -0.03]])
-    hair = _palette(HAIRS, _uniform("hair colour", *keys) ** 1.3)
-    found["tone"] = _uniform("tone", *keys)
-    found["skin"] = (skin + warm).clamp(0, 1)
-    found["hair"] = hair
-    found["brows"] = hair * 0.65
-    found["iris"] = _palette(IRISES, _uniform("iris", *keys))
-    lip = skin * torch.tensor([[0.86, 0.62, 0.62]])
-    red = torch.tensor([[0.75, 0.22, 0.25]])
-    found["lip"] = torch.lerp(lip, red, _between("lipstick", (0.0, 0.6), *keys)[:, None])
-    found["curl"] = (_uniform("curly", *keys) < 0.4) * _between("curl", (0.06, 0.22), *keys)
-    found["long_hair"] = (_uniform("long hair", *keys) < 0.45).float()
-    found["beard"] = (_uniform("beard", *keys) < 0.4) * _between("density", (0.75, 1.0), *keys)
-    return found
-
-
-def photos(people, sessions, numbers, *, seed: int = 0, **fixed) -> Params:
-    """What changes between photos."""
-    person, session, number = np.broadcast_arrays(_people(people), sessions, numbers)
-    keys = seed, person, session
-    found = {name: _between(name, span, *keys) for name, span in SESSION.items()}
-    found["backdrop"] = _colour("backdrop", 0.15, 0.95, *keys)
-    found["backdrop_2"] = _colour("backdrop 2", 0.15, 0.95, *keys)
-    found["clothes"] = _colour("clothes", 0.08, 0.92, *keys)
-    found["clothes_2"] = _colour("clothes 2", 0.08, 0.92, *keys)
-    found["stripes"] = (_uniform("stripes", *keys) < 0.45).float()
-    found["cast"] = _colour("cast", 0.82, 1.15, *keys)
-    keys = *keys, number
-    found |= {name: _between(name, span, *keys) for name, span in PHOTO.items()}
-    found["expression"] = (3 * _uniform("expression", *keys)).long()
-    for name, share in (("glasses", 0.3), ("hat", 0.22), ("occluder", 0.1), ("cap", 0.5)):
-        found[name] = (_uniform(name, *keys) < share).float()
-    smiling, surprised = ((found["expression"] == k).float() for k in (1, 2))
-    found["smile"] = (
-        _between("mood", (-0.15, 0.15), *keys) * (1 - smiling)
-        + _between("smile", (0.75, 1.1), *keys) * smiling
-    )
-    found["round"] = surprised * _between("round", (0.8, 1.0), *keys)
-    found["open"] = smiling * _between("laugh", (0.1, 0.75), *keys) + surprised * _between(
-        "gape", (0.7, 1.0), *keys
-    )
-    found["teeth"] = torch.ones_like(smiling)
-    found["raise"] = surprised * _between("surprise", (0.6, 1.0), *keys)
-    blinks = (_uniform("blinks", *keys) < 0.06).float()
-    found["blink"] = _between("lids", (0.8, 1.05), *keys) * (1 - blinks) + 0.18 * blinks
-    found["frame"] = _colour("frame", 0.02, 0.45, *keys)
-    found["hat_colour"] = _colour("hat colour", 0.08, 0.92, *keys)
-    found["held"] = _colour("held", 0.1, 0.9, *keys)
-    found["grain"] = _uniform("grain", *keys)
-    return found
-
-
-@cache
-def _grain() -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).standard_normal(2**20, np.float32))
-
-
-def render(identity: Params, nuisance: Params, image_size: int = 32, *, body: bool = False):
-    """Renders."""
-    grain, values = _grain(), 3 * image_size**2
-    band = max(1, PIXELS // (BATCH * image_size))
-    bands = [range(k, min(k + band, image_size)) for k in range(0, image_size, band)]
-    parts = []
-    for some in torch.arange(len(nuisance["yaw"])).split(BATCH):
-        i = {k: v[some] for k, v in identity.items()}
-        n = {k: v[some] for k, v in nuisance.items()}
-        pieces = [face_renderer._render(i, n, image_size, body, rows) for rows in bands]
-        images, masks = torch.cat([p[0] for p in pieces], 2), torch.cat([p[1] for p in pieces], 1)
-        starts = (n["grain"] * (len(grain) - values)).long()
-        noise = torch.stack([grain[s : s + values] for s in starts.tolist()]).view_as(images)
-        images = (images + noise * n["noise"][:, None, None, None]).clamp_(0, 1)
-        landmarks, box = face_renderer._truth(i, n, image_size, body)
-        parts.append((images, masks, landmarks, face_renderer._visible(landmarks.detach(), masks, n["yaw"]), torch.stack([n["yaw"], n["pitch"], n["roll"]], 1), box))
-    return Rendered(*(torch.cat(p) for p in zip(*parts)))
-
-
-def _people(people):
-    return np.asarray(list(people) if not isinstance(people, np.ndarray) else people)
+def _palette(colours: tuple, place: Tensor) -> Tensor:
+    """(N, 3) colours along a row of them, from its first at 0 to its last at 1."""
+    row = torch.tensor(colours)
+    place = place * (len(row) - 1)
+    low = place.long().clamp(max=len(row) - 2)
+    return torch.lerp(row[low], row[low + 1], (place - low)[:, None])

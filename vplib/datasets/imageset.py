@@ -16,7 +16,7 @@ class ImageSet:
         labels: (N,) int64, each an index into `classes`.
         classes: the names of the classes.
         name: what `load` was asked for.
-        attributes: per attribute (N,) values, where the set has them.
+        attributes: per attribute (N, ...) values, where the set has them.
         landmarks: (N, L, 2) pixel positions, where the set has them.
         masks: (N, H, W) label maps, where the set has them.
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vplib import experiment
-from vplib.datasets import downloaded
+from vplib.datasets import downloaded, faces
 from vplib.datasets.downloaded import DIGITS
 from vplib.datasets.fetching import DatasetUnavailable, data_root
 from vplib.datasets.folder import check_bytes, list_folder, read_images
@@ -33,7 +33,7 @@ def _mnist5k(split: str) -> Stored:
 
 
 _LOADERS = {"digits": _digits, "mnist5k": _mnist5k} | downloaded.LOADERS
-NAMES = tuple(_LOADERS)
+NAMES = ("digits", "mnist5k", "faces", *downloaded.LOADERS)
 
 
 def check_name(name: str) -> None:
@@ -73,9 +73,11 @@ def load(
             class-balanced one of 80 to 20. In `omniglot` and `celeba` the published parts have
             no class in common, and each numbers its own: to recognise classes, take one part and
             divide it with `ImageSet.split`. The validation part of `celeba` belongs to "train".
+            The parts of `faces` hold the same people in other sessions.
         num_images: a class-balanced random part of this size; all by default.
         image_size: height and width in pixels to resize to; as stored by default. Of the faces
-            of `lfw` and `celeba`, which are not square, the middle square is taken.
+            of `lfw` and `celeba`, which are not square, the middle square is taken; `faces` are
+            rendered at it, 32 by default.
         seed: decides which images `num_images` takes.
         device: where the tensors live.
 
@@ -98,6 +100,10 @@ def load(
         rows = _choose_rows(name, labels, split, num_images, seed)
         images = read_images([files[row] for row in rows], image_size, MAX_BYTES)
         return ImageSet(images, labels[rows], classes, name).to(device)
+    if name == "faces":
+        labels = faces.standard_labels(split)
+        rows = _choose_rows(name, labels, split, num_images, seed, own_split=True)
+        return faces.standard(split, rows, image_size).to(device)
     found = _LOADERS[name](split)
     rows = _choose_rows(name, found.labels, split, num_images, seed, found.own_split)
     channels, *size = found.shape
