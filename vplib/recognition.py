@@ -84,48 +84,47 @@ class Cosines(nn.Module):
 
 
 def resnet(
-    shape: tuple[int, int, int], *, channels: tuple[int, ...] = (24, 48, 96), dim: int = 128
+    shape: tuple[int, int, int], *, channels: tuple[int, ...] = (16, 32, 64), dim: int = 128
 ) -> nn.Sequential:
     """An untrained residual embedding network.
 
     Args:
-        shape: (C, H, W) of a photo. From 48 pixels on, the first layer halves the size.
+        shape: (C, H, W) of a photo. The first layer halves the size, and from 48 pixels on the
+            first block too.
         channels: of each block; each but the first halves the size.
         dim: of the embedding.
 
     Returns:
         A network from (N, C, H, W) in [0, 1] to (N, dim) unit vectors.
     """
-    stride = 2 if min(shape[1:]) >= 48 else 1
     layers = [
-        nn.Conv2d(shape[0], channels[0], 3, stride, 1, bias=False),
+        nn.Conv2d(shape[0], channels[0], 3, 2, 1, bias=False),
         nn.BatchNorm2d(channels[0]),
         nn.ReLU(),
     ]
-    for inside, outside in zip((channels[0], *channels), channels, strict=False):
-        layers.append(Block(inside, outside, 1 if len(layers) == 3 else 2))
+    first = 2 if min(shape[1:]) >= 48 else 1
+    for i, outside in enumerate(channels):
+        layers.append(Block(channels[max(i - 1, 0)], outside, 2 if i else first))
     return _headed(layers, channels[-1], dim)
 
 
 def plain_cnn(
-    shape: tuple[int, int, int], *, channels: tuple[int, ...] = (24, 48, 96), dim: int = 128
+    shape: tuple[int, int, int], *, channels: tuple[int, ...] = (16, 32, 64), dim: int = 128
 ) -> nn.Sequential:
     """An untrained embedding network of another family: 5x5 convolutions, ELU, max pooling.
 
     Args:
-        shape: (C, H, W) of a photo. From 48 pixels on, the first layer halves the size.
-        channels: of each convolution, which is followed by pooling.
+        shape: (C, H, W) of a photo. The first layer halves the size.
+        channels: of each convolution; between them the size is halved by pooling.
         dim: of the embedding.
 
     Returns:
         A network as `resnet` returns it.
     """
-    layers, inside = [], shape[0]
-    for i, outside in enumerate(channels):
-        stride = 2 if i == 0 and min(shape[1:]) >= 48 else 1
-        layers += [nn.Conv2d(inside, outside, 5, stride, 2), nn.ELU(), nn.MaxPool2d(2)]
-        inside = outside
-    return _headed(layers, inside, dim)
+    layers = [nn.Conv2d(shape[0], channels[0], 5, 2, 2), nn.ELU()]
+    for inside, outside in zip(channels, channels[1:], strict=False):
+        layers += [nn.MaxPool2d(2), nn.Conv2d(inside, outside, 5, 1, 2), nn.ELU()]
+    return _headed(layers, channels[-1], dim)
 
 
 def _headed(layers: list[nn.Module], channels: int, dim: int) -> nn.Sequential:
