@@ -218,8 +218,8 @@ def test_the_head_box_holds_the_face(some):
     left, top, right, bottom = some.attributes["head_box"][:, :, None, None].unbind(1)
     row, column = torch.arange(64.0)[:, None], torch.arange(64.0)
     outside = (column < left - 1) | (column > right + 1) | (row < top - 1) | (row > bottom + 1)
-    face = (some.masks >= faces.PARTS.index("skin")) & (some.masks != faces.PARTS.index("hair"))
-    face &= some.masks != faces.PARTS.index("worn")
+    parts = [faces.PARTS.index(part) for part in ("skin", "brows", "eyes", "nose", "mouth")]
+    face = torch.isin(some.masks, torch.tensor(parts))
     assert not (face & outside).any()
     assert (right - left).max() < 64 and (bottom - top).max() < 80  # and is no empty promise
 
@@ -348,7 +348,8 @@ def test_load_and_people_agree():
     ours = faces.people(range(40), 20, sessions=range(10)).subset([0, 1])
     loaded = datasets.load("faces", "train")
     rows = [
-        int(((loaded.labels == 0) & (loaded.attributes["session"] == s)).nonzero()[0]) for s in (0, 1)
+        int(((loaded.labels == 0) & (loaded.attributes["session"] == s)).nonzero()[0])
+        for s in (0, 1)
     ]
     assert same(ours, loaded.subset(rows))
 
@@ -362,8 +363,8 @@ def test_load_and_people_agree():
         (dict(image_size=16), "faces are rendered at 32 to 128 pixels, not 16; resize the images"),
         (dict(image_size=129), "faces are rendered at 32 to 128 pixels, not 129"),
         (dict(image_size=48.0), "faces are rendered at 32 to 128 pixels, not 48.0"),
-        (dict(image_size=32, body=True), "head and shoulders are rendered at 64 to 128 pixels, no"),
-        (dict(identities=[]), "identities must be whole numbers from 0 to 999,999, at least one, n"),
+        (dict(image_size=32, body=True), "head and shoulders are rendered at 64 to 128 pixels"),
+        (dict(identities=[]), "identities must be whole numbers from 0 to 999,999, at least one,"),
         (dict(identities=[-1]), "identities must be whole numbers from 0 to 999,999, at least one"),
         (dict(identities=[10**6]), "at least one, not 1000000; give for example range(0, 40)"),
         (dict(identities=[1.5]), "at least one, not 1.5; give for example range(0, 40)"),
@@ -371,15 +372,15 @@ def test_load_and_people_agree():
         (dict(identities=[1, 1]), "identities must name each once; 2 are given, some twice"),
         (dict(photos_each=0), "photos_each must be a whole number of 1 or more, not 0"),
         (dict(photos_each=True), "photos_each must be a whole number of 1 or more, not True"),
-        (dict(sessions=0), "sessions must be whole numbers from 0 to 999,999, at least one, not 'n"),
+        (dict(sessions=0), "sessions must be whole numbers from 0 to 999,999, at least one"),
         (dict(sessions=[0, 0]), "sessions must name each once; 2 are given, some twice"),
         (dict(seed=-1), "seed must be an integer from 0 to 4294967295, not -1"),
         (dict(glases=1), "photos have no 'glases' to fix; did you mean 'glasses'?"),
         (dict(glasses=2), "glasses must be 0 or 1 for all photos, not 2"),
-        (dict(expression="angry"), "expression must be 0, 1, 2 or one of ('neutral', 'smiling', 's"),
+        (dict(expression="angry"), "expression must be 0, 1, 2 or one of ('neutral', 'smiling'"),
         (dict(yaw="left"), "yaw must be a finite number for all photos, not 'left'"),
         (dict(yaw=float("nan")), "yaw must be a finite number for all photos, not nan"),
-        (dict(identities=range(40_000), photos_each=100), "4000000 images x 3 x 32 x 32 x 4 bytes ="),
+        (dict(identities=range(40_000), photos_each=100), "4000000 images x 3 x 32 x 32 x 4 bytes"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_for(ask, message):
@@ -416,10 +417,11 @@ def test_parameters_that_do_not_fit():
 
 
 def test_bands_and_batches_do_not_show(monkeypatch):
-    identity, nuisance = params(9)
-    whole = faces.render(identity, nuisance, 48)
-    monkeypatch.setattr(face_renderer, "BATCH", 4)
-    monkeypatch.setattr(face_renderer, "PIXELS", 4 * 48 * 5)
-    pieces = faces.render(identity, nuisance, 48)
+    # A window too small for its shape would cut it in a small batch and not in a large one.
+    identity, nuisance = params(48)
+    whole = faces.render(identity, nuisance, 32)
+    monkeypatch.setattr(face_renderer, "BATCH", 2)
+    monkeypatch.setattr(face_renderer, "PIXELS", 2 * 32 * 16)
+    pieces = faces.render(identity, nuisance, 32)
     assert torch.allclose(whole.images, pieces.images, atol=1e-5)
     assert (whole.masks != pieces.masks).float().mean() < 1e-3

@@ -27,7 +27,7 @@ IDENTITY_NAMES = tuple(
 NUISANCE_NAMES = tuple(
     "backdrop backdrop_2 gradient_x gradient_y disc disc_x disc_y clothes clothes_2 stripes "
     "stripe_rate upright light_x light_y cast gain yaw pitch roll scale shift_x shift_y smile "
-    "round open teeth raise blink gaze_x gaze_y glasses lens angular frame hat cap hat_colour "
+    "round open raise blink gaze_x gaze_y glasses lens angular frame hat cap hat_colour "
     "occluder held held_x held_y held_angle noise grain".split()
 )
 PARTS = (
@@ -115,21 +115,31 @@ class _Frame(NamedTuple):
         rows = (found[0] - self.rows.start).clamp(0, len(self.rows)).int().tolist()
         return slice(*rows), slice(*found[1].clamp(0, self.size).int().tolist())
 
-    def ellipse(self, x, y, a, b, soft: float = 1.0) -> tuple[tuple[slice, slice], Tensor]:
-        """The window and the coverage of an ellipse on the head; `soft` edges are wider."""
-        where = self.window(x, y, a + (soft > 1) * 0.5 * a, b + (soft > 1) * 0.5 * b)
+    def ramp(self, soft: float) -> float:
+        """Pixels from outside to inside: one for a sharp edge, else `soft` of an image of 64."""
+        return max(1.0, soft * self.size / 64) if soft else 1.0
+
+    def reach(self, radius: Tensor, soft: float) -> Tensor:
+        """How many radii a soft ellipse goes."""
+        return (1 + self.ramp(soft) / (radius * self.fine)).sqrt()
+
+    def ellipse(self, x, y, a: Tensor, b: Tensor, soft=0) -> tuple[tuple[slice, slice], Tensor]:
+        """The window and the coverage of an ellipse on the head."""
+        small = torch.minimum(a, b)
+        reach = self.reach(small, soft)
+        where = self.window(x, y, a * reach, b * reach)
         far = ((self.x[where] - x) * (1 / a)).square_()
         far += ((self.y[where] - y) * (1 / b)).square_()
-        return where, self.inside(far, a if not torch.is_tensor(b) else torch.minimum(a, b), soft)
+        return where, self.inside(far, small, soft)
 
-    def inside(self, far: Tensor, radius, soft: float = 1.0) -> Tensor:
+    def inside(self, far: Tensor, radius, soft: float = 0) -> Tensor:
         """Coverage from the squared distance in radii: 1 - far is twice the distance, nearly."""
-        steep = radius * self.fine * (0.5 / soft)
+        steep = radius * self.fine * (0.5 / self.ramp(soft))
         return (0.5 + steep - far * steep).clamp_(0, 1)
 
-    def edge(self, distance: Tensor, soft: float = 1.0) -> Tensor:
+    def edge(self, distance: Tensor, soft: float = 0) -> Tensor:
         """Coverage from the distance to the edge, positive inside."""
-        return (distance * (self.fine / soft) + 0.5).clamp_(0, 1)
+        return (distance * (self.fine / self.ramp(soft)) + 0.5).clamp_(0, 1)
 
 
 def _both(*alphas: Tensor) -> Tensor:
@@ -157,7 +167,7 @@ def _background(f: _Frame, n: Params) -> Tensor:
     along = ((f.u * n["gradient_x"] + f.v * n["gradient_y"]) * 0.4 + 0.5).clamp_(0, 1)
     far = (f.u - n["disc_x"]).square_() + (f.v - n["disc_y"]).square_()
     one, other = _batch_last(n["backdrop"]), _batch_last(n["backdrop_2"])
-    disc = f.inside(far * 3, 0.55, 5) * n["disc"]
+    disc = f.inside(far * 3, 0.55, 10) * n["disc"]
     return torch.lerp(one, other, along).lerp_(other * 0.5 + 0.5, disc)
 
 
@@ -178,9 +188,9 @@ def _body(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     far = (u * (1 / (neck + 0.06))).square() + ((v - 0.72) * 4.2).square_()
     yield _Layer(top, f.inside(far * 0.85, 0.2), n["clothes_2"], BODY)
     throat = f.inside((u * (1 / neck)).square_() + ((v - 0.70) * 4.8).square_(), 0.2)
-    upper = _both(f.edge(neck - u.abs()), f.edge(0.72 - v))
+    upper = _both(f.edge(neck - u.abs()), f.edge(0.72 - v), f.edge(v - 0.36))
     yield _Layer(top, torch.maximum(throat, upper), i["skin"] * 0.86, BODY)
-    shadow = _both(f.edge(neck - u.abs()), f.edge(i["face_height"] + 0.13 - v, 4))
+    shadow = _both(upper, f.edge(i["face_height"] + 0.13 - v, 8))
     yield _Layer(top, shadow * 0.5, i["skin"] * 0.5, BODY)
 
 
@@ -192,7 +202,7 @@ def _back_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Layer
     far = ((f.x[where] - back) * (1 / width)).square_()
     far += ((f.y[where] + 0.12) * (1 / height)).square_()
     yield _Layer(where, f.inside(far + wave[where], width), i["hair"] * 0.72, HAIR)
-    where = f.window(back, 0.0, width + 0.15, 1.05)
+    where = f.window(back, 0.03, width + 0.15, 1.2)
     x, y = f.x[where] - back, f.y[where]
     spread = 1 / (width + 0.03)
     far = (x * spread).square_() + ((y + 0.12) * 1.1).clamp_(max=0).square_()
@@ -201,40 +211,40 @@ def _back_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Layer
 
 
 def _head(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[_Layer]:
-    """Ears, the face with cheeks and the shade of the brow, and the beard."""
+    """Ears, the face with its cheeks, and the beard."""
     w, h, ear = i["face_width"], i["face_height"], i["ear"]
     for side in (-1, 1):
         x = side * (w + 0.01) * n["yaw"].cos() - 0.16 * n["yaw"].sin()
         y = 0.03 - 0.1 * n["pitch"]
         where, shape = f.ellipse(x, y, ear * 0.62, ear)
         yield _Layer(where, shape, i["skin"] * 0.92, SKIN)
-        where, shape = f.ellipse(x + side * 0.005, y, ear * 0.32, ear * 0.6, 1.5)
+        where, shape = f.ellipse(x + side * 0.005, y, ear * 0.32, ear * 0.6, 3)
         yield _Layer(where, shape * 0.6, i["skin"] * 0.68, None)
     where = f.window(0.0, 0.0, w * 1.25, h * 1.25)
     face = f.inside(far[where], w)
     yield _Layer(where, face, i["skin"], SKIN)
     for side in (-1, 1):
         x = side * w * 0.58 * n["yaw"].cos() + 0.3 * n["yaw"].sin()
-        blush, shape = f.ellipse(x, 0.17 + 0.3 * n["pitch"], w * 0.30, w * 0.22, 6)
+        blush, shape = f.ellipse(x, 0.17 + 0.3 * n["pitch"], w * 0.30, w * 0.22, 10)
         yield _Layer(blush, shape * i["blush"], _tint(i["skin"], 1.0, 0.62, 0.60), None)
-    # The beard: below a line that falls from the ears to the lower lip, and a moustache.
     yield from _beard(f, i, n, xs, far)
 
 
 def _beard(f: _Frame, i: Params, n: Params, xs: Tensor, far: Tensor) -> Iterator[_Layer]:
+    """What grows below a line that falls from the ears to the lower lip, and a moustache."""
     mouth_x, mouth_y, narrow = _mouth_place(i, n)
     w = i["face_width"]
     where = f.window(0.0, 0.32, w * 1.2, 0.62)
     x, y = f.x[where], f.y[where]
     t = xs[where] * (1 / w)
-    line = mouth_y + i["lips"] + 0.05 + n["open"] * 0.16 - 0.50 * t.square()
+    line = mouth_y + i["lips"] + 0.05 + n["open"] * 0.13 - 0.50 * t.square()
     longer = far[where] - i["beard_length"] * (y > 0)
-    jaw = _both(f.inside(longer, w), f.edge(y - line, 1.5))
+    jaw = _both(f.inside(longer, w), f.edge(y - line, 3))
     t = (x - mouth_x) * (1 / (i["mouth_width"] * narrow * 1.25))
     droop = mouth_y - i["lips"] - 0.035 - n["open"] * 0.10 + 0.07 * t.square()
-    lens = 1 - t.square_()
+    lens = 1 - t.square()
     lip = f.edge(0.055 * lens - (y - droop).abs_()) * (lens * 4).clamp(0, 1)
-    dark = torch.minimum(i["hair"] * 0.7, i["skin"] * 0.5)  # or brown on brown would not show
+    dark = torch.minimum(i["hair"] * 0.7, i["skin"] * 0.4)  # or brown on brown would not show
     yield _Layer(where, torch.maximum(jaw, lip) * i["beard"], dark, BEARD)
 
 
@@ -246,7 +256,8 @@ def _turned(x, depth, n: Params):
 
 def _mouth_place(i: Params, n: Params):
     x, narrow = _turned(0.0, 0.42, n)
-    return x, i["mouth_y"] + 0.42 * n["pitch"], narrow * (1 - 0.42 * n["round"] + 0.12 * n["smile"])
+    y = i["mouth_y"] + 0.42 * n["pitch"] + 0.05 * n["open"]  # the lower lip goes further
+    return x, y, narrow * (1 - 0.42 * n["round"] + 0.12 * n["smile"])
 
 
 def _eyes(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
@@ -258,11 +269,12 @@ def _eyes(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
         lid = n["blink"] * (1 + 0.25 * n["raise"] - 0.15 * n["smile"])
         b = i["eye_size"] * i["eye_shape"] * lid
         slant = i["eye_slant"] * side
-        where = f.window(x, y, a * 1.5, i["eye_size"] * 1.9)
+        reach = f.reach(a, 6)
+        where = f.window(x, y, a * 1.4 * reach, i["eye_size"] * 1.6 * reach)
         dx = f.x[where] - x
         dy = f.y[where] - y + dx * slant
         socket = (dx * (0.75 / a)).square() + ((dy + 0.02) * (0.66 / i["eye_size"])).square()
-        yield _Layer(where, f.inside(socket, a, 3) * 0.30, i["skin"] * 0.62, None)
+        yield _Layer(where, f.inside(socket, a, 6) * 0.30, i["skin"] * 0.62, None)
         across = (dx * (1 / a)).square()
         lash = f.inside(across * 0.86 + ((dy + 0.022) * (1 / (b + 0.012))).square_(), b + 0.012)
         yield _Layer(where, lash, i["skin"] * 0.25, EYES)
@@ -293,7 +305,9 @@ def _brow(f: _Frame, i: Params, n: Params, side: int) -> Iterator[_Layer]:
     t = (f.x[where] - x) * (side / half)  # -1 at the nose, 1 at the temple
     middle = y + i["brow_slope"] * t + i["brow_arch"] * (t.square() - 0.4)
     thick = i["brow"] * (1.08 - 0.25 * t - t.square().square_())
-    yield _Layer(where, f.edge(thick - (f.y[where] - middle).abs_()), i["brows"], BROWS)
+    ends = ((1.15 - t.abs()) * 6).clamp_(0, 1)
+    hairs = f.edge(thick - (f.y[where] - middle).abs_()) * ends
+    yield _Layer(where, hairs, i["brows"], BROWS)
 
 
 def _nose(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
@@ -301,29 +315,29 @@ def _nose(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     w, tip_y = i["nose_width"], i["eye_y"] + i["nose_length"] + 0.50 * n["pitch"]
     top_y = i["eye_y"] + 0.36 * n["pitch"]
     tip_x, root_x = _turned(0.0, 0.52, n)[0], _turned(0.0, 0.40, n)[0]
-    where = f.window((tip_x + root_x) / 2, (tip_y + top_y) / 2, w * 1.8, i["nose_length"])
+    where = f.window((tip_x + root_x) / 2, (tip_y + top_y) / 2, w * 1.8, i["nose_length"] + 0.06)
     x, y = f.x[where], f.y[where]
     down = ((y - top_y) / (tip_y - top_y)).clamp_(0, 1)
     x = x - (root_x + (tip_x - root_x) * down)
     half = w * (0.30 + 0.70 * down * down)
-    ridge = _both(f.edge(half - x.abs(), 2), f.edge(y - top_y - 0.03, 2), f.edge(tip_y - y, 1))
+    ridge = _both(f.edge(half - x.abs(), 4), f.edge(y - top_y - 0.03, 4), f.edge(tip_y - y))
     dark = (x * (n["light_x"].sign() * -1 / w) * 1.2 + 0.5).clamp_(0, 1)
     yield _Layer(where, ridge * dark * 0.55, i["skin"] * 0.70, NOSE)
     far = (x * (1 / w)).square_() + ((y - tip_y) * (1 / (w * 0.55))).square()
     yield _Layer(where, f.inside(far, w * 0.55) * 0.9, i["skin"] * 0.90, NOSE)
-    under = _both(f.inside(far, w * 0.55), f.edge(y - tip_y - w * 0.12, 1.5))
+    under = _both(f.inside(far, w * 0.55), f.edge(y - tip_y - w * 0.12, 3))
     yield _Layer(where, under * 0.6, i["skin"] * 0.60, NOSE)
     holes = ((x.abs() - w * 0.45) * (3.6 / w)).square_()
     holes += ((y - tip_y - w * 0.22) * (6.0 / w)).square_()
     yield _Layer(where, f.inside(holes, w * 0.2) * 0.8, i["skin"] * 0.28, NOSE)
     lit = (x * (3.2 / w)).square_() + ((y - tip_y + w * 0.2) * (2.6 / w)).square_()
-    yield _Layer(where, f.inside(lit, w * 0.3, 2) * 0.45, i["skin"] * 0.6 + 0.4, None)
+    yield _Layer(where, f.inside(lit, w * 0.3, 4) * 0.45, i["skin"] * 0.6 + 0.4, None)
 
 
 def _mouth(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     """Lips, and in an open mouth darkness, teeth and tongue."""
     x, y, narrow = _mouth_place(i, n)
-    half, gape = i["mouth_width"] * narrow, n["open"] * 0.15
+    half, gape = i["mouth_width"] * narrow, n["open"] * 0.125
     where = f.window(x, y, half * 1.1, 0.34)
     t2 = ((f.x[where] - x) * (1 / half)).square_()
     lens = 1 - t2
@@ -335,14 +349,14 @@ def _mouth(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     yield _Layer(where, upper, i["lip"] * 0.80, MOUTH)
     gap = f.edge((gape + 0.016) * lens - dy.abs() - 0.004) * ends
     yield _Layer(where, gap, i["lip"] * 0.22, MOUTH)
-    open_ = f.edge(gape * lens - dy.abs() - 0.012)
+    open_ = f.edge(gape * lens - dy.abs() - 0.012) * ends
     bite = f.edge(-dy - gape * (0.9 * n["round"] - 0.25))
-    yield _Layer(where, _both(open_, bite) * n["teeth"], _gray(0.96), MOUTH)
+    yield _Layer(where, _both(open_, bite) * (n["open"] * 8).clamp(max=1), _gray(0.96), MOUTH)
     tongue = _both(open_, f.edge(dy - gape * (0.25 + 0.4 * t2)))
     yield _Layer(where, tongue * n["round"], _tint(_gray(1.0), 0.75, 0.32, 0.32), MOUTH)
     shade = ((f.x[where] - x) * (1.8 / half)).square_()
     shade += ((dy - gape - i["lips"] * 1.3 - 0.045) * 26).square_()
-    yield _Layer(where, f.inside(shade, 0.04, 1.5) * 0.3, i["skin"] * 0.6, None)
+    yield _Layer(where, f.inside(shade, 0.04, 3) * 0.3, i["skin"] * 0.6, None)
 
 
 def _front_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Layer]:
@@ -356,13 +370,13 @@ def _front_hair(f: _Frame, i: Params, n: Params, wave: Tensor) -> Iterator[_Laye
     t = (x - 0.45 * n["yaw"].sin()) * (1 / i["face_width"])
     t2 = t.square()
     line = i["hairline"] + 0.25 * n["pitch"] + i["parting"] * t + i["fringe"] * t2
-    line = line + i["temples"] * t2.square_() + wave[where] * 0.35
+    line = line + i["temples"] * t2 * t2 + wave[where] * 0.35
     scalp = _both(cap, f.edge(line - y))
     yield _Layer(where, scalp, i["hair"], HAIR)
     gloss = ((x - n["light_x"] * 0.25) * 2.2).square_() + ((y + 0.58) * 7).square_()
-    gloss = _both(scalp, f.inside(gloss + 8 * wave[where], 0.3, 6))
+    gloss = _both(scalp, f.inside(gloss + 8 * wave[where], 0.3, 12))
     yield _Layer(where, gloss * 0.35, i["hair"] * 0.65 + 0.25, None)
-    strand = f.window(back, 0.22, width + 0.12, 0.85)
+    strand = f.window(back, 0.30, width + 0.15, 0.9)
     x, y = (f.x[strand] - back).abs_(), f.y[strand]
     spread = (i["face_width"] + i["volume"] * 0.7 + 0.04) * (1 + 0.06 * y)
     inner = i["face_width"] * (0.86 + 0.16 * y.square())
@@ -382,8 +396,8 @@ def _glasses(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
         x, narrow = _turned(side * (i["eye_gap"] + 0.01), 0.40, n)
         a, b = 0.185 * narrow, 0.185 * n["lens"]
         where = f.window(x, y, a * 1.2, b * 1.25)
-        far = ((f.x[where] - x) * (1 / a)).square_().clamp_(max=1.3)
-        dy = ((f.y[where] - y) * (1 / b)).square_().clamp_(max=1.3)
+        far = ((f.x[where] - x) * (1 / a)).square_().clamp_(max=2)
+        dy = ((f.y[where] - y) * (1 / b)).square_().clamp_(max=2)
         far = far + dy - n["angular"] * far * dy
         lens, hole = f.inside(far, b), f.inside(far * 1.42, b * 0.84)
         yield _Layer(where, lens * n["glasses"] * 0.14, _gray(0.85), None)
@@ -409,7 +423,7 @@ def _hat(f: _Frame, i: Params, n: Params) -> Iterator[_Layer]:
     far = x2 * (1 / (width * width)) + (y * (1 / (top + brim + 0.12))).square()
     dome = _both(f.inside(far, width), f.edge(-y - 0.25 * x2 + 0.06))
     yield _Layer(where, dome * n["hat"], n["hat_colour"], WORN)
-    light = _both(dome, f.inside(far + x * n["light_x"] * -0.7, 0.25, 6)) * n["hat"]
+    light = _both(dome, f.inside(far + x * n["light_x"] * -0.7, 0.25, 12)) * n["hat"]
     yield _Layer(where, light * 0.25, n["hat_colour"] * 0.5 + 0.5, None)
     band = _both(f.edge(width * 1.03 - x.abs()), f.edge(0.075 - (y + 0.25 * x2 - 0.01).abs_()))
     yield _Layer(where, band * n["hat"] * (1 - n["cap"]), n["hat_colour"] * 0.7, WORN)
@@ -488,7 +502,7 @@ def _render(i: Params, n: Params, size: int, body: bool, rows: range) -> tuple[T
     across, down = xs * (low * (i["taper"] / w) + 1 / w), f.y * (1 / h)
     bend = across.clamp(-1.2, 1.2) * n["light_x"] + down.clamp(-1.2, 1.2) * n["light_y"]
     # Capped, or the corners of a square face would come back far outside of it.
-    across, down = across.square_().clamp_(max=1.3), down.square_().clamp_(max=1.3)
+    across, down = across.square().clamp_(max=2), down.square().clamp_(max=2)
     far = across + down - i["square"] * across * down
 
     def layers():
@@ -503,7 +517,7 @@ def _render(i: Params, n: Params, size: int, body: bool, rows: range) -> tuple[T
     labels = torch.zeros(len(rows), size, len(w), dtype=torch.uint8, device=w.device)
     canvas = _paint(layers(), _background(f, n), labels)
     canvas = _worn(f, i, n, canvas, labels)
-    shade = (bend - 0.16 * far.clamp_(max=1.3) + 0.06) * (labels > 0) + 1
+    shade = (bend - 0.16 * far.clamp(max=1.3) + 0.06) * (labels > 0) + 1
     images = canvas * shade * _batch_last(n["cast"] * n["gain"][:, None])
     return images.permute(3, 0, 1, 2), labels.permute(2, 0, 1)
 
@@ -548,6 +562,7 @@ def render(
     parts = []
     for some in torch.arange(number).split(count):
         i, n = ({k: v[some].to(dtype) for k, v in d.items()} for d in (identity, nuisance))
+        i["face_height"] = i["face_height"] + 0.05 * n["open"]  # the jaw drops
         images, masks = zip(*(_render(i, n, image_size, body, rows) for rows in bands), strict=True)
         images, masks = torch.cat(images, 2), torch.cat(masks, 1)
         images = (images + _noise(n, image_size)).clamp(0, 1)
@@ -598,7 +613,7 @@ def _landmarks(f: _Frame, i: Params, n: Params) -> Tensor:
     places += [(_turned(0.0, 0.40, n)[0], eye_y + 0.02)]
     places += [(_turned(0.0, 0.52, n)[0], i["eye_y"] + i["nose_length"] + 0.50 * n["pitch"])]
     x, y, narrow = _mouth_place(i, n)
-    half = i["mouth_width"] * narrow * 0.92
+    half = i["mouth_width"] * narrow * 0.85
     corner = y - n["smile"] * 0.17 * 0.4
     places += [(x - half, corner), (x + half, corner), (x, y + n["smile"] * 0.17 * 0.45)]
     places += [(0.16 * n["yaw"] * i["face_height"], i["face_height"] - 0.04)]

@@ -43,24 +43,25 @@ IRIS = (
 )  # fmt: skip
 # Ranges, uniform and independent of each other: of what a person keeps,
 IDENTITY = dict(
-    face_width=(0.42, 0.54), face_height=(0.56, 0.68), taper=(0.0, 0.55), square=(0.0, 0.6),
-    ear=(0.09, 0.15), neck=(0.20, 0.30), shoulders=(0.80, 1.05), blush=(0.1, 0.5),
-    eye_gap=(0.18, 0.25), eye_y=(-0.10, 0.02), eye_size=(0.095, 0.145), eye_shape=(0.60, 0.95),
-    eye_slant=(-0.20, 0.28), brow=(0.014, 0.044), brow_width=(0.11, 0.18), brow_gap=(0.16, 0.24),
-    brow_slope=(-0.045, 0.05), brow_arch=(0.0, 0.07), nose_length=(0.22, 0.36),
-    nose_width=(0.065, 0.135), mouth_y=(0.35, 0.43), mouth_width=(0.19, 0.29), lips=(0.022, 0.055),
-    volume=(0.03, 0.20), hairline=(-0.50, -0.24), parting=(-0.28, 0.28), fringe=(-0.15, 0.20),
-    temples=(0.05, 0.30), length=(0.55, 1.0), curl_phase=(0.0, 6.3), beard_length=(0.0, 0.25),
+    face_width=(0.4, 0.56), face_height=(0.58, 0.72), taper=(0.0, 0.65), square=(0.0, 0.65),
+    ear=(0.079, 0.16), neck=(0.18, 0.32), shoulders=(0.8, 1.05), blush=(0.1, 0.5),
+    eye_gap=(0.17, 0.26), eye_y=(-0.12, 0.041), eye_size=(0.086, 0.15),
+    eye_shape=(0.54, 1.01), eye_slant=(-0.28, 0.36), brow=(0.012, 0.05),
+    brow_width=(0.098, 0.19), brow_gap=(0.15, 0.25), brow_slope=(-0.062, 0.067),
+    brow_arch=(-0.012, 0.082), nose_length=(0.17, 0.29), nose_width=(0.053, 0.15),
+    mouth_y=(0.34, 0.42), mouth_width=(0.17, 0.31), lips=(0.018, 0.06), volume=(0.01, 0.24),
+    hairline=(-0.54, -0.24), parting=(-0.3, 0.3), fringe=(-0.2, 0.2), temples=(0.0, 0.35),
+    length=(0.47, 1.08), curl_phase=(0.0, 6.3), beard_length=(0.0, 0.25),
 )  # fmt: skip
 # of what a session keeps,
 SESSION = dict(
     gradient_x=(-1.0, 1.0), gradient_y=(-1.0, 1.0), disc_x=(-1.0, 1.0), disc_y=(-1.0, 0.6),
     disc=(0.0, 0.6), stripe_rate=(12.0, 32.0), upright=(0.0, 1.0), light_x=(-0.30, 0.30),
-    light_y=(-0.20, 0.08), gain=(0.80, 1.12),
+    light_y=(-0.20, 0.08), gain=(0.58, 1.15),
 )  # fmt: skip
 # and of what changes from photo to photo. Angles in radians.
 PHOTO = dict(
-    yaw=(-0.33, 0.33), pitch=(-0.15, 0.15), roll=(-0.15, 0.15), scale=(0.84, 1.0),
+    yaw=(-0.28, 0.28), pitch=(-0.13, 0.13), roll=(-0.13, 0.13), scale=(0.84, 1.0),
     shift_x=(-0.07, 0.07), shift_y=(0.02, 0.13), gaze_x=(-1.0, 1.0), gaze_y=(-0.7, 0.7),
     lens=(0.75, 1.0), angular=(0.0, 0.6), held_x=(-0.9, 0.9), held_y=(0.1, 0.9),
     held_angle=(-0.7, 0.7), noise=(0.01, 0.03), grain=(0.0, 1.0),
@@ -229,7 +230,7 @@ def nuisance_params(identities, sessions, numbers, *, seed: int = 0, **fixed) ->
     of_session, of_photo = keys[:-1], keys
     found = {name: _between(name, span, *of_session) for name, span in SESSION.items()}
     found["stripes"] = _share("stripes", 0.45, *of_session)
-    found["cast"] = _colour("cast", 0.92, 1.08, *of_session)
+    found["cast"] = _colour("cast", 0.78, 1.22, *of_session)
     found["clothes"] = _colour("clothes", 0.08, 0.92, *of_session)
     found["clothes_2"] = _colour("clothes 2", 0.08, 0.92, *of_session)
     for name in ("backdrop", "backdrop_2"):  # pale: a loud one is learnt instead of the person
@@ -253,7 +254,6 @@ def nuisance_params(identities, sessions, numbers, *, seed: int = 0, **fixed) ->
     found["open"] = smiling * amount("laugh", 0.1, 0.75) + surprised * amount("gape", 0.7, 1.0)
     found["round"] = surprised * amount("round", 0.8, 1.0)
     found["raise"] = surprised * amount("surprise", 0.6, 1.0)
-    found["teeth"] = torch.ones_like(smiling)
     found["blink"] = torch.where(
         _share("blinks", 0.06, *of_photo) > 0, 0.18, amount("lids", 0.8, 1.05)
     )
