@@ -215,3 +215,17 @@ def test_files_keep_shape_and_range(channels):
 def test_a_quality_that_cannot_be(quality):
     with pytest.raises(ValueError, match="quality"):
         cloaking.to_jpeg(photos(), quality)
+
+
+@pytest.mark.parametrize("train", [cloaking.nearest, cloaking.linear_head])
+def test_a_tracker_names_whom_it_was_shown(train):
+    rng = torch.Generator().manual_seed(0)
+    centers = nn.functional.normalize(torch.randn(4, 16, generator=rng), dim=1)
+    people = torch.tensor([3, 5, 8, 9]).repeat_interleave(6)
+    gallery, probes = (
+        nn.functional.normalize(
+            centers.repeat_interleave(6, 0) + 0.1 * torch.randn(24, 16, generator=rng), dim=1
+        )
+        for _ in range(2)
+    )
+    assert torch.equal(train(gallery, people)(probes), people)

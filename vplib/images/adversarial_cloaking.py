@@ -7,7 +7,7 @@ tracker's network. Photos are files: a cloak is measured after rounding to 8 bit
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vplib.recognition import Embed
+from vplib.recognition import Embed, identify
+
+Recognize = Callable[[Tensor], Tensor]
 
 WINDOW, SPREAD = 11, 1.5  # of the SSIM, in pixels, as in `metrics.ssim`
 
@@ -186,6 +188,37 @@ def within_budget(images: Tensor, changes: Tensor, budget: float, num_halvings: 
         low, high = torch.where(fits, share, low), torch.where(fits, high, share)
         share = (low + high) / 2
     return best
+
+
+def nearest(gallery: Tensor, people: Tensor) -> Recognize:
+    """A tracker that compares with the nearest posted photo.
+
+    Args:
+        gallery: (G, dim) embeddings of what was posted, cloaked or not: all that a tracker sees.
+        people: (G,) the names on them.
+
+    Returns:
+        A function from (N, dim) embeddings to (N,) names.
+    """
+    return lambda probes: identify(gallery, people, probes)
+
+
+def linear_head(gallery: Tensor, people: Tensor, ridge: float = 0.1) -> Recognize:
+    """A tracker that fits a linear head on the embeddings, by least squares on one-hot names.
+
+    Args:
+        gallery: as in `nearest`.
+        people: as in `nearest`.
+        ridge: penalty on the weights.
+
+    Returns:
+        As `nearest`.
+    """
+    names, index = people.unique(return_inverse=True)
+    classes = F.one_hot(index).to(gallery)
+    gram = gallery.T @ gallery + ridge * torch.eye(gallery.shape[1]).to(gallery)
+    weights = torch.linalg.solve(gram, gallery.T @ classes)
+    return lambda probes: names[(probes @ weights).argmax(-1)]
 
 
 def universal_perturbation(
