@@ -575,7 +575,7 @@ def test_ctrl_c_ends_the_kernel_and_reports(tmp_path):
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 130, err
     assert err == b""
     page = report.Path(out.decode().splitlines()[-1])

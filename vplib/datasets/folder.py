@@ -1,5 +1,6 @@
-"""Own images: a folder with one folder of images a class."""
+"""Own images: a folder with one folder of images a class, or one photo from memory."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 turn the image by a quarter
+MAX_FILE_BYTES, MAX_PIXELS = 30 * 10**6, 50 * 10**6  # of one photo from memory
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError)
 
 
@@ -93,6 +95,45 @@ def read_images(files: list[Path], image_size: int | None, max_bytes: int) -> to
     return images
 
 
+def read_photo(data: bytes, image_size: int, name: str = "the photo") -> torch.Tensor:
+    """One photo from the bytes of its file, converted as `read_images` does.
+
+    Args:
+        data: of a PNG, JPEG or another format that Pillow reads.
+        image_size: height and width; the middle square is kept.
+        name: of the file, for error messages.
+
+    Returns:
+        (1, 3, image_size, image_size) float32 in [0, 1].
+
+    Raises:
+        ValueError: it is no image, cut off, too large, or of less than `image_size` pixels.
+    """
+    if len(data) > MAX_FILE_BYTES:
+        size, most = f"{len(data) / 1e6:.0f} MB", f"{MAX_FILE_BYTES / 1e6:.0f} MB"
+        raise ValueError(f"{name} has {size}, more than {most}; shrink it")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{width}x{height} pixels")
+        if min(width, height) < image_size:
+            raise _TooSmall(
+                f"{name} has {width}x{height} pixels; {image_size}x{image_size} are needed"
+            )
+        return _pixels(io.BytesIO(data), 3, image_size)[None]
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is too large ({error}); shrink it") from error
+    except _TooSmall:
+        raise
+    except UNREADABLE as error:
+        raise _not_an_image(name, error) from error
+
+
+class _TooSmall(ValueError):
+    """A photo that would have to be enlarged."""
+
+
 def check_bytes(shape: tuple[int, int, int, int], max_bytes: int) -> None:
     """Refuses images that would take too much memory, with the arithmetic.
 
@@ -113,7 +154,7 @@ def check_bytes(shape: tuple[int, int, int, int], max_bytes: int) -> None:
         )
 
 
-def _pixels(file: Path, channels: int, image_size: int | None) -> torch.Tensor:
+def _pixels(file: Path | io.BytesIO, channels: int, image_size: int | None) -> torch.Tensor:
     """One image as (C, H, W) in [0, 1]."""
     with Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened)
@@ -132,5 +173,5 @@ def _pixels(file: Path, channels: int, image_size: int | None) -> torch.Tensor:
     return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1)
 
 
-def _not_an_image(file: Path, error) -> ValueError:
+def _not_an_image(file: Path | str, error) -> ValueError:
     return ValueError(f"{file} cannot be read as an image ({error}); mend or remove it")

@@ -1,0 +1,231 @@
+"""Cloaks stay within their budget on every photo, move the embedding, and refuse what cannot be."""
+
+import pytest
+import torch
+from torch import nn
+
+from vplib import metrics, recognition
+from vplib.images import adversarial_cloaking as cloaking
+
+BUDGET = 0.007
+
+
+def photos(n=5, channels=3, size=32, seed=0):
+    """Smooth pictures, in the middle of the range."""
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, channels, 5, 5, generator=rng)
+    return nn.functional.interpolate(coarse, (size, size), mode="bilinear") * 0.6 + 0.2
+
+
+def extractor(channels=3, size=32, seed=0):
+    """An untrained network: its embedding can be moved as a trained one's can."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        embed = recognition.resnet((channels, size, size), channels=(4, 6, 8), dim=8)
+        embed.train()(torch.rand(64, channels, size, size))  # fills the batch norms
+    return embed.eval().requires_grad_(False)
+
+
+def targets(embed, n=5, seed=9):
+    return embed(photos(n, seed=seed)).detach()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(11, 11), (32, 32), (24, 40)])
+def test_dssim_is_that_of_torchmetrics(channels, size):
+    rng = torch.Generator().manual_seed(1)
+    x = torch.rand(4, channels, *size, generator=rng, dtype=torch.float64)
+    y = (x + 0.1 * torch.randn(x.shape, generator=rng, dtype=torch.float64)).clamp(0, 1)
+    expected = (1 - metrics.ssim(x, y).view(4)) / 2
+    assert torch.allclose(cloaking.dssim(x, y), expected, atol=1e-9)
+    assert torch.allclose(cloaking.dssim(x, x), torch.zeros(4, dtype=torch.float64), atol=1e-12)
+
+
+def test_the_gradient_of_dssim_is_that_of_torchmetrics():
+    y, start = photos(3).double(), photos(3, seed=2).double()
+    found = []
+    for measure in (lambda x: cloaking.dssim(x, y), lambda x: (1 - metrics.ssim(x, y)) / 2):
+        x = start.clone().requires_grad_()
+        found.append(torch.autograd.grad(measure(x).sum(), x)[0])
+    assert torch.allclose(*found, atol=1e-9)
+
+
+@pytest.mark.parametrize("budget", [1e-4, BUDGET, 0.1, 1.0])
+@pytest.mark.parametrize("lr", [0.001, 0.3])
+def test_no_photo_exceeds_its_budget(budget, lr):
+    embed = extractor()
+    x = photos()
+    made = cloaking.cloak(x, targets(embed), embed, budget=budget, num_steps=6, lr=lr)
+    assert (made >= 0).all() and (made <= 1).all()
+    assert torch.equal(made, cloaking.to_levels(made))  # a PNG file loses nothing
+    original = cloaking.to_levels(x)
+    measured = (1 - metrics.ssim(cloaking.to_png(made), original)) / 2
+    assert (measured <= budget).all()
+
+
+def test_a_cloak_moves_towards_its_target_and_further_with_a_larger_budget():
+    embed = extractor()
+    x, goal = photos(), targets(embed)
+
+    def distance(made):
+        return (embed(made) - goal).square().sum(1)
+
+    made = [distance(cloaking.cloak(x, goal, embed, budget=b, num_steps=40)) for b in (0.002, 0.03)]
+    assert (made[0] < distance(x)).all()
+    assert made[1].mean() < made[0].mean()
+
+
+def test_photos_together_and_one_by_one_give_the_same_cloaks():
+    embed = extractor()
+    x, goal = photos(), targets(embed)
+    torch.manual_seed(3)
+    together = cloaking.cloak(x, goal, embed, num_steps=15, seed=4)
+    torch.manual_seed(5)  # not drawn on
+    assert torch.equal(together, cloaking.cloak(x, goal, embed, num_steps=15, seed=4))
+    assert not torch.equal(together, cloaking.cloak(x, goal, embed, num_steps=15, seed=5))
+    for i in range(len(x)):
+        alone = cloaking.cloak(x[i : i + 1], goal[i : i + 1], embed, num_steps=15, seed=4)
+        near = (embed(alone) - embed(together[i : i + 1])).norm()
+        assert near < 0.15  # the start differs: noise of half a gray level is drawn for the batch
+
+
+def test_several_extractors_are_fooled_together():
+    several = [extractor(seed=s) for s in (0, 1)]
+    x = photos()
+    goals = [targets(embed) for embed in several]
+    made = cloaking.cloak(x, goals, several, budget=0.02, num_steps=20)
+    for embed, goal in zip(several, goals, strict=True):
+        assert ((embed(made) - goal).norm(dim=1) < (embed(x) - goal).norm(dim=1)).all()
+
+
+def test_extractors_are_left_as_they_were():
+    embed = extractor()
+    before = {k: v.clone() for k, v in embed.state_dict().items()}
+    cloaking.cloak(photos(), targets(embed), embed, num_steps=2)
+    assert all(torch.equal(v, before[k]) for k, v in embed.state_dict().items())
+
+
+@pytest.mark.parametrize("budget", [0, -0.1, 1.01, float("nan")])
+def test_a_budget_that_cannot_be(budget):
+    embed = extractor()
+    with pytest.raises(ValueError, match="budget is a DSSIM"):
+        cloaking.cloak(photos(), targets(embed), embed, budget=budget)
+    with pytest.raises(ValueError, match="budget is a DSSIM"):
+        cloaking.within_budget(photos(), photos(), budget)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(images=photos(size=10)), "no usable size"),
+        (dict(images=photos()[0]), "photos must be"),
+        (dict(images=photos(0)), "photos must be"),
+        (dict(images=torch.rand(5, 4, 32, 32)), "photos must be"),
+        (dict(targets=torch.rand(4, 8)), "targets must be"),
+        (dict(targets=torch.rand(5, 7)), "targets must be"),
+        (dict(targets=[torch.rand(5, 8)] * 2), "as many targets"),
+        (dict(num_steps=0), "num_steps"),
+        (dict(lr=0.0), "lr above 0"),
+    ],
+)
+def test_what_cannot_be_cloaked(wrong, message):
+    embed = extractor()
+    given = dict(images=photos(), targets=targets(embed)) | wrong
+    with pytest.raises(ValueError, match=message):
+        cloaking.cloak(given.pop("images"), given.pop("targets"), embed, **given)
+
+
+def test_noise_reaches_the_same_dssim():
+    noise = torch.randn(photos().shape, generator=torch.Generator().manual_seed(0))
+    made = cloaking.within_budget(photos(), noise, BUDGET)
+    found = cloaking.dssim(made, cloaking.to_levels(photos()))
+    assert (found <= BUDGET).all() and (found > 0.8 * BUDGET).all()
+
+
+def test_a_change_within_the_budget_is_kept_whole():
+    change = torch.full((5, 3, 32, 32), 1 / 255)
+    x = cloaking.to_levels(photos())
+    assert torch.allclose(cloaking.within_budget(x, change, 0.5), x + change, atol=1e-6)
+
+
+def test_the_farthest_target_is_chosen():
+    user = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
+    candidates = torch.tensor([[0.9, 0.0], [-1.0, 0.0], [-1.0, 0.2], [0.0, 1.0]])
+    names = torch.tensor([7, 8, 8, 9])
+    assert cloaking.choose_target(user, candidates, names, known=torch.tensor([1, 2])) == 8
+    with pytest.raises(ValueError, match=r"candidates \[8\] are among the people"):
+        cloaking.choose_target(user, candidates, names, known=torch.tensor([8]))
+    with pytest.raises(ValueError, match="0 names"):
+        cloaking.choose_target(user, candidates[:0], names[:0], known=torch.tensor([1]))
+
+
+def test_a_universal_perturbation_turns_embeddings_within_its_size():
+    several = [extractor(seed=s) for s in (0, 1)]
+    change = cloaking.universal_perturbation(photos(20), several, size=0.1, num_steps=20)
+    assert change.shape == (3, 32, 32) and change.abs().max() <= 0.1
+    new = photos(6, seed=5)
+    rng = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(change.shape, generator=rng).sign()
+    for embed in several:
+        turned, shaken = (embed((new + d).clamp(0, 1)) for d in (change, noise))
+        assert (turned * embed(new)).sum(1).mean() < (shaken * embed(new)).sum(1).mean()
+    with pytest.raises(ValueError, match="size must lie above 0"):
+        cloaking.universal_perturbation(photos(), several, size=0)
+
+
+def test_an_overlay_is_removed_with_its_key_only():
+    x, pool = photos(), photos(6, seed=3)
+    settings = dict(key=11, k=2, cells=4, opacity=0.4)
+    laid = cloaking.overlay(x, pool, **settings)
+    assert (laid - x).abs().mean() > 0.02
+    assert torch.allclose(cloaking.remove_overlay(laid, pool, **settings), x, atol=1e-5)
+    wrong = cloaking.remove_overlay(laid, pool, **settings | dict(key=12))
+    assert (wrong - x).abs().mean() > 0.02
+    changes = (laid - 0.6 * x)[:2]
+    assert not torch.allclose(changes[0], changes[1])  # each photo has its own
+
+
+def test_an_overlay_keeps_the_pixels_of_its_pictures():
+    x, pool = torch.zeros(1, 1, 8, 8), torch.arange(64.0).view(1, 1, 8, 8) / 64
+    laid = cloaking.overlay(x, pool, key=0, k=1, cells=4, opacity=0.5)
+    assert torch.allclose(laid.flatten().sort().values, pool.flatten() / 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(opacity=1.0), dict(opacity=-0.1), dict(k=0), dict(k=7), dict(cells=5)]
+)
+def test_overlays_that_cannot_be(wrong):
+    with pytest.raises(ValueError, match="opacity|overlays"):
+        cloaking.overlay(photos(), photos(6), key=0, **wrong)
+    with pytest.raises(ValueError, match="overlays"):
+        cloaking.overlay(photos(), photos(6, size=16), key=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_keep_shape_and_range(channels):
+    x = photos(channels=channels)
+    png = cloaking.to_png(x)
+    assert png.shape == x.shape and torch.equal(png, cloaking.to_levels(x))
+    good, bad = cloaking.to_jpeg(x, 95), cloaking.to_jpeg(x, 10)
+    assert good.shape == x.shape and (good - x).abs().mean() < (bad - x).abs().mean()
+    assert torch.equal(good, cloaking.to_levels(good))
+
+
+@pytest.mark.parametrize("quality", [0, 96])
+def test_a_quality_that_cannot_be(quality):
+    with pytest.raises(ValueError, match="quality"):
+        cloaking.to_jpeg(photos(), quality)
+
+
+@pytest.mark.parametrize("train", [cloaking.nearest, cloaking.linear_head])
+def test_a_tracker_names_whom_it_was_shown(train):
+    rng = torch.Generator().manual_seed(0)
+    centers = nn.functional.normalize(torch.randn(4, 16, generator=rng), dim=1)
+    people = torch.tensor([3, 5, 8, 9]).repeat_interleave(6)
+    gallery, probes = (
+        nn.functional.normalize(
+            centers.repeat_interleave(6, 0) + 0.1 * torch.randn(24, 16, generator=rng), dim=1
+        )
+        for _ in range(2)
+    )
+    assert torch.equal(train(gallery, people)(probes), people)

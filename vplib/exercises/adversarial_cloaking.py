@@ -1,0 +1,111 @@
+"""Exercises of images/adversarial_cloaking: reference solutions, and checks that name mistakes."""
+
+import torch
+
+
+def solve_protection(said, truth, users):
+    """The mean over users of each user's share of photos given another name."""
+    shares = [(said[truth == u] != u).double().mean() for u in users]
+    return torch.stack(shares).mean().item()
+
+
+def check_protection(attempt) -> str | None:
+    """Checks the number on users with unequally many photos, beside a stranger."""
+    truth = torch.tensor([0, 0, 0, 0, 1, 2, 2])
+    said = torch.tensor([0, 0, 0, 3, 3, 0, 2])
+    value = attempt(said, truth, [0, 1])
+    if value is None:
+        return None
+    value = float(value)
+    if abs(value - (1 / 4 + 1) / 2) < 1e-6:
+        return "right: 1/4 and 1 for the two users, 5/8 on average"
+    if abs(value - 2 / 5) < 1e-6:
+        return "that is the share of photos: a user with many photos must not count for more"
+    if abs(value - 3 / 7) < 1e-6:
+        return "person 2 asked for no protection: only the users count"
+    if abs(value - 3 / 8) < 1e-6:
+        return "the other way round: a photo that gets another name is protected"
+    return "for each user, the share of their photos given another name; then the mean over users"
+
+
+def solve_penalized(distance, dissimilarity, budget, weight):
+    """The distance to the target, plus a penalty for what exceeds the budget."""
+    return distance + weight * (dissimilarity - budget).clamp(min=0)
+
+
+def check_penalized(attempt) -> str | None:
+    """Checks one photo under its budget and one above, with a gradient."""
+    distance, budget = torch.tensor([1.0, 2.0]), 0.01
+    dissimilarity = torch.tensor([0.004, 0.03], requires_grad=True)
+    value = attempt(distance, dissimilarity, budget, 100.0)
+    if value is None:
+        return None
+    if not isinstance(value, torch.Tensor) or value.shape != (2,):
+        return "give a tensor with one number a photo, (2,) here: each has its own budget"
+    if torch.allclose(value, torch.tensor([1.0, 4.0])):
+        if not value.requires_grad:
+            return "the numbers are right, but the gradient is lost: use torch's operations"
+        return "right: no penalty within the budget, 100 x 0.02 above it"
+    if torch.allclose(value, torch.tensor([0.4, 4.0])):
+        return "a photo under its budget is rewarded for staying the same: cut the penalty at zero"
+    if torch.allclose(value, torch.tensor([1.4, 5.0])):
+        return "the penalty is for what exceeds the budget, not for the whole dissimilarity"
+    return "add weight x max(dissimilarity - budget, 0) to each photo's distance"
+
+
+def solve_fit(measure, budget):
+    """The largest share of a change that keeps within the budget, by bisection."""
+    if measure(1.0) <= budget:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if measure(middle) <= budget else (low, middle)
+    return low
+
+
+def check_fit(attempt) -> str | None:
+    """Checks that the share fits, is large, and that the whole change is kept where it fits."""
+    calls = []
+
+    def measure(share):
+        calls.append(share)
+        return 0.05 * float(share) ** 2
+
+    share = attempt(measure, 0.0123)
+    if share is None:
+        return None
+    share, best = float(share), (0.0123 / 0.05) ** 0.5
+    if len(calls) > 100:
+        return f"you measured {len(calls)} times: halve the interval, and 20 measurements do"
+    if 0.05 * share**2 > 0.0123:
+        return "the result exceeds its budget: return the end that was measured to fit"
+    if abs(float(attempt(measure, 0.2)) - 1) > 1e-3:
+        return "where the whole change fits, keep all of it: the share is 1"
+    if share < best - 1e-3:
+        return f"it fits, but {best:.3f} would fit too, not only {share:.3f}: go on halving"
+    return "right: within the budget, and close to it"
+
+
+def solve_estimate(posted, public):
+    """The mean of the posted photos minus the mean of ordinary ones."""
+    return posted.mean(0) - public.mean(0)
+
+
+def check_estimate(attempt) -> str | None:
+    """Checks the estimate of one change hidden in many photos, half of them other people's."""
+    rng = torch.Generator().manual_seed(0)
+    public, private = (torch.rand(400, 1, 4, 4, generator=rng) for _ in range(2))
+    change = 0.5 * torch.randn(1, 4, 4, generator=rng).sign()
+    found = attempt(private + change, public)
+    if found is None:
+        return None
+    if not isinstance(found, torch.Tensor) or found.shape != change.shape:
+        return "give one change for all photos, (1, 4, 4) here: average over the photos"
+    if (found - change).abs().max() < 0.12:
+        return "right: the photos average out, what all of them share stays"
+    if (found + change).abs().max() < 0.12:
+        return "the sign is wrong: what was posted minus what is usual"
+    if (found - (private + change).mean(0)).abs().max() < 1e-4:
+        return "you kept the average face: subtract that of ordinary photos"
+    return "average the posted photos and subtract the average of ordinary ones"
