@@ -568,7 +568,11 @@ def test_ctrl_c_ends_the_kernel_and_reports(tmp_path):
     )
     command = [sys.executable, "-c", "from vplib.runner.cli import main; main()", "run", str(path)]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job of & ignores it
     )
     for _ in range(600):
         if marker.exists() and marker.read_text():
