@@ -20,7 +20,7 @@ from bench_training import medians
 from torch import nn
 
 from vplib import datasets, models, training
-from vplib.attacks import membership_label_only as attack
+from vplib.attacks import hop_skip_jump as walk
 
 try:
     import art
@@ -73,7 +73,7 @@ def distances_of_vplib(model, images, starts, directions):
         return model(some).argmax(-1)
 
     labels = predict_label(images)
-    found = attack.hop_skip_jump(
+    found = walk.hop_skip_jump(
         predict_label, images, labels, starts, num_steps=NUM_STEPS,
         num_directions=directions, tolerance=TOLERANCE,
     )  # fmt: skip
@@ -92,7 +92,7 @@ def compare(name: str, records: int, directions: int, rounds: int, batch_size: i
     )
     model, images = victim.model(0), pools.victim.images[:records]
     labels = victim.predict(0)(images).argmax(-1)
-    starts = attack.find_starts(
+    starts = walk.find_starts(
         lambda x: victim.predict(0)(x).argmax(-1), labels, pools.own.images
     ).images
     sides = {

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vplib import api, datasets, metrics, models, training
+from vplib.attacks import hop_skip_jump as walk
 from vplib.attacks import membership_label_only as attack
 from vplib.defenses import output_perturbation as masks
 
@@ -112,7 +113,7 @@ def test_no_start_comes_from_the_victims_pool(setting):
     pools, victims = setting
     images, labels = pools.victim.images, pools.victim.labels
     victim = Recorder(victims.predict(0))
-    starts = attack.find_starts(victim, labels, pools.own.images, seed=3)
+    starts = walk.find_starts(victim, labels, pools.own.images, seed=3)
     own = {image.numpy().tobytes() for image in pools.own.images}
     pool = {image.numpy().tobytes() for image in images}
     asked = {image.numpy().tobytes() for image in torch.cat(victim.asked)}
@@ -125,7 +126,7 @@ def test_no_start_comes_from_the_victims_pool(setting):
 
 def test_starts_are_chosen_by_the_victims_labels_alone():
     candidates = torch.rand(10, 1, 4, 4)
-    starts = attack.find_starts(lambda x: torch.ones(len(x)).long(), torch.zeros(5).long(),
+    starts = walk.find_starts(lambda x: torch.ones(len(x)).long(), torch.zeros(5).long(),
                                 candidates)  # fmt: skip
     assert (starts.queries == 1).all()  # whatever the images show, the first is taken
 
@@ -176,7 +177,7 @@ def test_direction_is_the_plain_sum():
     directions = torch.randn(40, 1, 3, 3, generator=generator)
     directions /= directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     labels, radii = predict_label(points), torch.tensor([0.9, 0.9, 0.9])
-    fast = attack.estimate_direction(predict_label, points, labels, directions, radii)
+    fast = walk.estimate_direction(predict_label, points, labels, directions, radii)
     for i, point in enumerate(points):
         asked = (point + radii[i] * directions).clamp(0, 1)
         sign = 2.0 * (predict_label(asked) != labels[i]) - 1
@@ -190,9 +191,9 @@ def test_direction_is_the_same_in_any_chunks(monkeypatch):
     points, directions = torch.rand(4, 1, 3, 3), torch.randn(10, 1, 3, 3)
     predict_label = linear(torch.randn(9), torch.tensor(0.0))
     asked = predict_label, points, torch.zeros(4).long(), directions, torch.full((4,), 0.3)
-    whole = attack.estimate_direction(*asked)
-    monkeypatch.setattr(attack, "CHUNK", 1)
-    assert torch.allclose(whole, attack.estimate_direction(*asked), atol=1e-6)
+    whole = walk.estimate_direction(*asked)
+    monkeypatch.setattr(walk, "CHUNK", 1)
+    assert torch.allclose(whole, walk.estimate_direction(*asked), atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_distances(setting):
@@ -309,9 +310,9 @@ def label_zero(images):
         (lambda: attack.score_by_noise(label_zero, X[:0], Y[:0], sigma=1.0), "not \\(0, "),
         (lambda: attack.boundary_distances(label_zero, X + 1, Y, X), r"must lie in \[0, 1\]"),
         (lambda: attack.boundary_distances(label_zero, X, Y, X[:0]), "start images must be"),
-        (lambda: attack.find_starts(label_zero, Y, X[0]), "start images must be"),
-        (lambda: attack.hop_skip_jump(label_zero, X, Y, X, tolerance=0.0), "tolerance"),
-        (lambda: attack.hop_skip_jump(label_zero, X, Y, X, tolerance=1.0), "tolerance"),
+        (lambda: walk.find_starts(label_zero, Y, X[0]), "start images must be"),
+        (lambda: walk.hop_skip_jump(label_zero, X, Y, X, tolerance=0.0), "tolerance"),
+        (lambda: walk.hop_skip_jump(label_zero, X, Y, X, tolerance=1.0), "tolerance"),
         (lambda: attack.shifted(X, 0), "1 to 3 pixels, not 0"),
         (lambda: attack.shifted(X, 4), "1 to 3 pixels, not 4"),
     ],

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vplib import experiment
-from vplib.datasets.face_renderer import LANDMARKS, PARTS, Params, Rendered, check_size, render
+from vplib.datasets.face_renderer import LANDMARKS, Rendered, check_size, render
+from vplib.datasets.face_shapes import PARTS, Params
 from vplib.datasets.folder import check_bytes
 from vplib.datasets.imageset import ImageSet
 
