@@ -213,6 +213,8 @@ SHAPES = {
     "celeba": (3, 218, 178),
 }
 PLACES = {  # what is missing, where it comes from, what does instead
+    "mnist": ("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", "mnist5k"),
+    "olivetti": ("sklearn/olivetti_py3.pkz", "https://ndownloader.figshare.com/", "digits"),
     "fashion_mnist": ("FashionMNIST", "http://fashion-mnist.s3-website", "mnist5k"),
     "cifar10": ("cifar-10-batches-py", "https://www.cs.toronto.edu/", "mnist5k"),
     "cifar100": ("cifar-100-python", "https://www.cs.toronto.edu/", "mnist5k"),
@@ -393,7 +395,7 @@ def test_arrays_too_large(name, root, monkeypatch):
 # Missing
 
 
-@ALL
+@pytest.mark.parametrize("name", PLACES)
 def test_no_network(name, root):
     place, address, instead = PLACES[name]
     start = time.monotonic()
@@ -403,6 +405,7 @@ def test_no_network(name, root):
     message = str(error.value)
     assert f"dataset {name!r} is not at {root / place}" in message
     assert address in message and "cannot be reached" in message and "no network here" in message
+    assert "set VPLIB_DATA" in message
     assert f"or use '{instead}', which needs no network" in message
     assert instead in ("digits", "mnist5k") and str(root) in message.split("Copy ")[1]
     assert "\n" not in message and not re.search(r"[{}]{2}|\{\}", message)
