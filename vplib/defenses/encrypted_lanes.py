@@ -25,7 +25,7 @@ from vplib.defenses import encrypted_network as networks
 from vplib.defenses.encrypted_messages import MessageError, Parameters
 
 PARAMETERS = Parameters(8192, (26,) * 8, 20)
-CHUNK = 64  # points at a time: what a layer works on stays in the processor's cache
+CHUNK = 64  # points at a time, so that what a layer works on stays in the processor's cache
 
 
 def reduce(values: np.ndarray, p: int) -> np.ndarray:
@@ -91,13 +91,16 @@ class LaneServer:
         if max(self.primes) > 2**26:
             raise ValueError("float64 lanes need primes of at most 26 bits")
         sums = [np.abs(w.reshape(len(w), -1)).sum(1).max() for w in network.weights]
-        if max(sums) * (max(self.primes) / 2 + 2) + 2**26 > 2**52:
+        if max(2 * sums[0], *sums[1:]) * (max(self.primes) / 2 + 2) + 2**26 > 2**52:
             raise ValueError("a dot product could exceed 2^52; use fewer weight_bits")
         rounded = network.rounded
         noise = networks.slot_noise(parameters.poly_modulus_degree, network.input_scale)
         copies = np.repeat(np.asarray(known, float)[None], 64, 0)
         self.tolerance = 10 * networks.predict_error(rounded, copies, noise)
         self.known, self._band = np.asarray(known, float), self._row_band()
+        count, width = len(network.weights[0]), rounded.width
+        fc1 = network.weights[1].reshape(-1, count, width, width).transpose(0, 2, 1, 3)
+        self._fc1 = np.ascontiguousarray(fc1).reshape(len(fc1), -1)
 
     def offer(self) -> bytes:
         """The server's public description."""
@@ -126,46 +129,46 @@ class LaneServer:
             self.session_key, message, "request", form=self.form, parameters=self.parameters.id
         )
         p = self.primes[_part(header, len(self.primes))]
-        shape = self.network.rounded.image_size**2, 2, self.parameters.poly_modulus_degree
+        degree = self.parameters.poly_modulus_degree
+        shape = degree // CHUNK, self.network.rounded.image_size**2, 2, CHUNK
         if not isinstance(lane, np.ndarray) or lane.shape != shape or lane.dtype != "<u4":
             raise MessageError(f"a lane must be uint32 of shape {shape}")
         if lane.max() >= p:
             raise MessageError(f"a residue is not below its prime {p}")
-        found = np.empty((len(self.network.weights[2]), 5, shape[2]), "<u4")
-        for start in range(0, shape[2], CHUNK):
-            y = self._evaluate(lane[..., start : start + CHUNK].astype(float), p)
+        found = np.empty((len(self.network.weights[2]), 5, degree // CHUNK, CHUNK), "<u4")
+        for i, block in enumerate(lane):
+            y = self._evaluate(block.astype(float), p)
             y[y < 0] += p
-            found[..., start : start + CHUNK] = y
+            found[:, :, i] = y
         about = {name: header[name] for name in ("key", "nonce", "part", "parts")}
         return messages.pack_message(
-            self.session_key, "answer", found, form=self.form, parameters=self.parameters.id,
+            self.session_key, "answer", found.reshape(*found.shape[:2], -1), form=self.form, parameters=self.parameters.id,
             **about,
         )  # fmt: skip
 
     def _evaluate(self, x: np.ndarray, p: int) -> np.ndarray:
         """The network mod p: (pixels, 2, points) to (classes, 5, points)."""
-        net = self.network.rounded
-        x[x > p // 2] -= p
-        points, rows = x.shape[2], x.reshape(net.image_size, -1)
-        count, k = len(net.kernel), net.kernel.shape[-1]
-        y = np.empty((count, net.width, net.width, 2, points))
-        for i in range(net.width):
+        net, count, k = self.network.rounded, *self.network.weights[0].shape[:2]
+        points, rows = x.shape[2], x.reshape(self.network.rounded.image_size, -1)
+        y = np.empty((net.width, count * net.width, 2 * points))
+        for i in range(net.width):  # rows of positions first, so that nothing is copied
             top = i * net.stride - net.padding
             seen = slice(max(top, 0), min(top + k, net.image_size))
-            band = self._band[:, seen.start - top : seen.stop - top].reshape(count * net.width, -1)
-            row = band @ rows[seen].reshape(-1, 2 * points)
-            y[:, i] = row.reshape(count, net.width, 2, points)
-        y = y.reshape(count, -1, points)
-        y = self._with_bias(y.reshape(count * net.width**2, 2, points), 0, p)
+            band = self._band[:, seen.start - top : seen.stop - top].reshape(len(self._band), -1)
+            np.matmul(band, rows[seen].reshape(-1, 2 * points), out=y[i])
+        y = self._with_bias(y.reshape(-1, 2, points), 0, p)
         for layer in (1, 2):
             c = square(y, p)
-            y = self.network.weights[layer] @ c.reshape(len(c), -1)
+            y = (self._fc1 if layer == 1 else self.network.weights[2]) @ c.reshape(len(c), -1)
             y = self._with_bias(y.reshape(-1, c.shape[1], points), layer, p)
         return y
 
     def _with_bias(self, y: np.ndarray, layer: int, p: int) -> np.ndarray:
         bias = np.array([float(b % p) for b in self.network.biases[layer]])
-        y[:, 0] += np.repeat(bias, len(y) // len(bias))[:, None]
+        if layer == 0:
+            width = self.network.rounded.width
+            bias = np.tile(np.repeat(bias, width), width)
+        y[:, 0] += bias[:, None]
         return reduce(y, p)
 
 
@@ -210,11 +213,12 @@ class LaneClient:
         return self._requests(columns, self._nonce)
 
     def _requests(self, columns: np.ndarray, nonce: str) -> Iterator[bytes]:
-        shape = len(self.primes), len(columns), 2, self.parameters.poly_modulus_degree
-        lanes = np.empty(shape, "<u4")
+        blocks = self.parameters.poly_modulus_degree // CHUNK
+        lanes = np.empty((len(self.primes), blocks, len(columns), 2, CHUNK), "<u4")
         with tempfile.TemporaryDirectory() as folder:
             for i, column in enumerate(experiment.progress(columns, "encrypting pixels")):
-                lanes[:, i] = self.encrypt_slots(column, Path(folder) / "ciphertext")
+                found = self.encrypt_slots(column, Path(folder) / "ciphertext")
+                lanes[:, :, i] = found.reshape(*found.shape[:2], blocks, CHUNK).swapaxes(1, 2)
         for part, lane in enumerate(lanes):
             yield messages.pack_message(
                 self.session_key, "request", lane, form=LaneServer.form, key=self.key_id,

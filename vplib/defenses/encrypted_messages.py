@@ -125,7 +125,7 @@ def pack_message(session_key: bytes, kind: str, body=b"", **about) -> bytes:
 
     Args:
         session_key: that of both sides.
-        kind: offer, keys, request, answer or refusal.
+        kind: offer, keys, ready, request, answer or refusal.
         body: bytes, or an array of "<u4" or "<f8" whose shape goes into the header.
         **about: further header fields, plain JSON; by convention `form`, `parameters` (an id),
             `key` (an id), `nonce`, `part`, `parts`.
@@ -141,13 +141,13 @@ def pack_message(session_key: bytes, kind: str, body=b"", **about) -> bytes:
     return b"".join((*parts, tag.digest()))
 
 
-def unpack_message(session_key: bytes, message: bytes, kind: str, **expected) -> tuple:
+def unpack_message(session_key: bytes, message: bytes, kind: str | tuple, **expected) -> tuple:
     """Header and body of a message, after every check.
 
     Args:
         session_key: that of both sides.
         message: whatever arrived.
-        kind: what must have arrived.
+        kind: what must have arrived, or a tuple of what may.
         **expected: header fields that must have this value.
 
     Returns:
@@ -178,9 +178,11 @@ def unpack_message(session_key: bytes, message: bytes, kind: str, **expected) ->
                 f"the message is of {header['seal']}, this side runs {seal_version()}, and the "
                 "byte layout is bound to it: install the same tenseal on both sides"
             )
-        if header["kind"] == "refusal" and kind != "refusal":
+        if header["kind"] == "refusal":
             raise Refused(str(header["why"]))
-        for name, value in (("kind", kind), *expected.items()):
+        if header["kind"] not in (kind if isinstance(kind, tuple) else (kind,)):
+            raise MessageError(_mismatch("kind", header["kind"], kind))
+        for name, value in expected.items():
             if header.get(name) != value:
                 raise MessageError(_mismatch(name, header.get(name), value))
         if "shape" in header:
