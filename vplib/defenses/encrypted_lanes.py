@@ -12,6 +12,7 @@ import secrets
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -67,7 +68,8 @@ class LaneServer:
         network: made by `encrypted_network.quantize`.
         session_key: of the HMAC, shared with the client.
         known: an image of the server's, (H, W) in [0, 1], whose answer the offer promises.
-        parameters: of the encryption; primes of 26 bits at most.
+        parameters: of the encryption, primes of 26 bits at most; by default seven of them, and one
+            that SEAL sets aside.
 
     Raises:
         OverBudget: a result could overflow; nothing was encrypted yet.
@@ -81,8 +83,10 @@ class LaneServer:
         network: networks.IntegerNetwork,
         session_key: bytes,
         known: np.ndarray,
-        parameters: Parameters = PARAMETERS,
+        parameters: Parameters | None = None,
     ):
+        if parameters is None:
+            parameters = replace(PARAMETERS, scale_bits=int(np.log2(network.input_scale)))
         self.session_key, self.parameters, self.network = session_key, parameters, network
         self.primes = parameters.seal_context()[1][:-1]
         networks.check_budget(network, sum(np.log2(self.primes)))

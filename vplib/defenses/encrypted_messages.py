@@ -300,6 +300,21 @@ def write_offer(
     )  # fmt: skip
 
 
+def why_refused(work: Callable, *args, **settings) -> str | None:
+    """The reason for which a call is refused (a ValueError), or None where it goes through.
+
+    Args:
+        work: what to call.
+        *args: its arguments.
+        **settings: its keyword arguments.
+    """
+    try:
+        work(*args, **settings)
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
 def peak_bytes() -> int | None:
     """The most memory this process ever held, in bytes; None on Windows, which does not say."""
     try:

@@ -169,9 +169,9 @@ class TapServer:
                 f"fraction in {parameters.coeff_bits[0]} bits; use a larger first prime"
             )
         self.scale, self.known, self._state = 2.0**bits, np.asarray(known, float), None
-        # Measured: noise stays below 2^10 of the last scale and 2^-12 of the largest logit.
+        # Measured: the last rescaling leaves up to 2^13, all else 2^-12 of the largest logit.
         largest = np.abs(network.logits(self.known)).max()
-        self.tolerance = 2.0**10 / self.scale + 2.0**-9 * largest
+        self.tolerance = 2.0**15 / self.scale + 2.0**-9 * largest
 
     def __getstate__(self):
         """What travels to another process: no object of SEAL's, and keys are sent there anew."""
