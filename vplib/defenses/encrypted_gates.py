@@ -5,100 +5,85 @@ and so is a gate with a bit that the server knows. Bits here are arrays of truth
 image, so that a circuit answers a whole test set exactly.
 """
 
+import itertools
+
 import numpy as np
 
 
 class Circuit:
     """Counts the gates of two encrypted bits that pass through it, and the longest chain of them.
 
-    A bit is a pair: its values, (N,), and the depth at which it is known.
+    A bit is True or False where the server knows it, else a pair: its values, (N,), and the number
+    of gates before it. Numbers are lists of bits, least bit first.
     """
 
     def __init__(self):
         self.gates, self.depth = 0, 0
 
-    def _gate(self, values: np.ndarray, *inputs):
-        depth = 1 + max(bit[1] for bit in inputs)
+    def _gate(self, values: np.ndarray, a, b):
+        depth = 1 + max(a[1], b[1])
         self.gates, self.depth = self.gates + 1, max(self.depth, depth)
         return values, depth
 
+    def flip(self, a):
+        """NOT: free."""
+        return not a if isinstance(a, bool) else (~a[0], a[1])
+
     def xor(self, a, b):
-        """One gate."""
+        """One gate, or none with a known bit."""
+        if isinstance(a, bool):
+            a, b = b, a
+        if isinstance(b, bool):
+            return self.flip(a) if b else a
         return self._gate(a[0] ^ b[0], a, b)
 
     def both(self, a, b):
-        """One gate: AND."""
+        """AND: one gate, or none with a known bit."""
+        if isinstance(a, bool):
+            a, b = b, a
+        if isinstance(b, bool):
+            return a if b else False
         return self._gate(a[0] & b[0], a, b)
 
     def either(self, a, b):
-        """One gate: OR."""
-        return self._gate(a[0] | b[0], a, b)
+        """OR: one gate, or none with a known bit."""
+        return self.flip(self.both(self.flip(a), self.flip(b)))
 
     def add(self, a: list, b: list) -> list:
-        """The sum of two numbers, least bit first: a ripple-carry adder of five gates a bit."""
-        if len(a) < len(b):
-            a, b = b, a
-        total, carry = [], None
-        for i, bit in enumerate(a):
-            if i < len(b):
-                half = self.xor(bit, b[i])
-                both = self.both(bit, b[i])
-                if carry is None:
-                    total, carry = [*total, half], both
-                    continue
-                total.append(self.xor(half, carry))
-                carry = self.either(both, self.both(half, carry))
-            else:
-                total.append(self.xor(bit, carry))
-                carry = self.both(bit, carry)
+        """The sum of two numbers: a ripple-carry adder, five gates a bit."""
+        total, carry = [], False
+        for x, y in itertools.zip_longest(a, b, fillvalue=False):
+            half = self.xor(x, y)
+            total.append(self.xor(half, carry))
+            carry = self.either(self.both(x, y), self.both(half, carry))
         return [*total, carry]
 
     def count_tree(self, bits: list) -> list:
-        """How many bits are set: pairs of numbers are added until one is left (reduce tree)."""
-        numbers = [[bit] for bit in bits]
+        """How many bits are set: numbers are added in pairs until one is left (reduce tree)."""
+        numbers = [[bit] for bit in bits] or [[False]]
         while len(numbers) > 1:
-            pairs = zip(numbers[::2], numbers[1::2], strict=False)
             odd = numbers[-1:] if len(numbers) % 2 else []
+            pairs = zip(numbers[::2], numbers[1::2], strict=False)
             numbers = [self.add(a, b) for a, b in pairs] + odd
         return numbers[0]
 
     def count_chain(self, bits: list) -> list:
         """How many bits are set: one after the other is added to a running sum."""
-        total = [bits[0]]
-        for i, bit in enumerate(bits[1:], 2):
+        total = [False]
+        for i, bit in enumerate(bits, 1):
             total = self.add(total, [bit])[: i.bit_length()]
         return total
 
-    def at_least(self, number: list, threshold: int):
-        """Whether an encrypted number is at least a known one: a gate a bit.
+    def at_least(self, a: list, b: list):
+        """Whether a >= b: the carry of a - b; one gate a bit where b is known.
 
         Source:
-            Sanyal et al., TAPAS, ICML 2018, algorithm 1, whose MUX with a known bit is one gate.
+            Sanyal et al., TAPAS, ICML 2018, algorithm 1, for a known b.
         """
-        result = None  # nothing decided: equal so far, which counts as reached
-        for i, bit in enumerate(number):
-            if threshold >> i & 1:
-                result = bit if result is None else self.both(bit, result)
-            elif result is not None:
-                result = self.either(bit, result)
-        true = np.ones_like(number[0][0])
-        if threshold >= 1 << len(number):
-            return ~true, 0
-        return (true, 0) if result is None else result
-
-    def at_least_number(self, a: list, b: list):
-        """Whether one encrypted number is at least another: the carry of a - b."""
-        result = None
-        width = max(len(a), len(b))
-        zero = np.zeros_like(a[0][0]), 0
-        for i in range(width):
-            x, y = (n[i] if i < len(n) else zero for n in (a, b))
-            opposite = ~y[0], y[1]
-            if result is None:
-                result = self.either(x, opposite)
-            else:
-                differ, mine = self.xor(x, opposite), self.both(x, opposite)
-                result = self.either(mine, self.both(differ, result))
+        result = True
+        for x, y in itertools.zip_longest(a, b, fillvalue=False):
+            y = self.flip(y)
+            result = self.either(self.both(x, y), self.both(self.either(x, y), result))
         return result
 
 
@@ -106,7 +91,7 @@ def binary_layer(
     circuit: Circuit, bits: list, weights: np.ndarray, thresholds: np.ndarray, sparse: bool = True,
     tree: bool = True,
 ) -> list:  # fmt: skip
-    """Neurons of weights -1 and 1 on bits that stand for -1 and 1: sign(w . x - threshold).
+    """Neurons of weights -1 and 1 on bits that stand for -1 and 1.
 
     Args:
         circuit: counts the gates.
@@ -123,44 +108,22 @@ def binary_layer(
     Source:
         Sanyal et al., TAPAS, ICML 2018, section 4.
     """
-    count = circuit.count_tree if tree else circuit.count_chain
+    count, n = circuit.count_tree if tree else circuit.count_chain, len(bits)
     everything, found = count(bits) if sparse else None, []
     for row, threshold in zip(weights, thresholds, strict=True):
-        plus = np.flatnonzero(row > 0)
-        if not sparse:
-            agree = [b if w > 0 else (~b[0], b[1]) for b, w in zip(bits, row, strict=True)]
-            # w . x = 2 * agreements - n >= t
-            least = max(0, -(-(len(bits) + int(threshold)) // 2))
-            found.append(circuit.at_least(count(agree), least))
-            continue
-        # with x = 2 b - 1: w . x = 4 S - 2 A - 2 |plus| + n, S and A the sums of b over plus and all
-        need = -(-(int(threshold) + 2 * len(plus) - len(bits)) // 2)  # 2 S - A >= need
-        double = [(np.zeros_like(bits[0][0]), 0), *count([bits[i] for i in plus])]
-        left, right = double, everything
-        offset = _known(abs(need), left[0][0]) if need else []
-        if need > 0:
-            right = _add_known(circuit, right, offset)
-        elif need < 0:
-            left = _add_known(circuit, left, offset)
-        found.append(circuit.at_least_number(left, right))
+        if sparse:  # w . x = 4 S - 2 A - 2 |plus| + n, with S and A the bits set in plus and in all
+            plus = np.flatnonzero(row > 0)
+            need = -(-(int(threshold) + 2 * len(plus) - n) // 2)
+            twice, offset = [False, *count([bits[i] for i in plus])], _known(abs(need))
+            left = twice if need >= 0 else circuit.add(twice, offset)
+            right = everything if need <= 0 else circuit.add(everything, offset)
+            found.append(circuit.at_least(left, right))
+        else:  # w . x = 2 * agreements - n
+            agree = [b if w > 0 else circuit.flip(b) for b, w in zip(bits, row, strict=True)]
+            least = max(0, -(-(n + int(threshold)) // 2))
+            found.append(circuit.at_least(count(agree), _known(least)))
     return found
 
 
-def _known(value: int, like: np.ndarray) -> list[bool]:
+def _known(value: int) -> list[bool]:
     return [bool(value >> i & 1) for i in range(value.bit_length())]
-
-
-def _add_known(circuit: Circuit, number: list, known: list[bool]) -> list:
-    """A number plus one that the server knows: two gates a bit at most."""
-    width = max(len(number), len(known)) + 1
-    zero, carry, total = (np.zeros_like(number[0][0]), 0), None, []
-    for i in range(width):
-        bit = number[i] if i < len(number) else zero
-        one = i < len(known) and known[i]
-        if carry is None:
-            total.append((~bit[0], bit[1]) if one else bit)
-            carry = bit if one else None
-        else:
-            total.append(circuit.xor((~bit[0], bit[1]) if one else bit, carry))
-            carry = circuit.either(bit, carry) if one else circuit.both(bit, carry)
-    return total

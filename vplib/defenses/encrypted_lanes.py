@@ -145,10 +145,9 @@ class LaneServer:
             y[y < 0] += p
             found[:, :, i] = y
         about = {name: header[name] for name in ("key", "nonce", "part", "parts")}
-        return messages.pack_message(
-            self.session_key, "answer", found.reshape(*found.shape[:2], -1), form=self.form, parameters=self.parameters.id,
-            **about,
-        )  # fmt: skip
+        about |= dict(form=self.form, parameters=self.parameters.id)
+        found = found.reshape(*found.shape[:2], degree)
+        return messages.pack_message(self.session_key, "answer", found, **about)
 
     def _evaluate(self, x: np.ndarray, p: int) -> np.ndarray:
         """The network mod p: (pixels, 2, points) to (classes, 5, points)."""

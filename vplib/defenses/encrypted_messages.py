@@ -73,7 +73,7 @@ class Parameters:
             raise ValueError(
                 f"{sum(self.coeff_bits)} bits of coefficient modulus at N = "
                 f"{self.poly_modulus_degree} are weaker than {SECURITY} bits of security: at most "
-                f"{limit} (homomorphic encryption standard, table 1); use fewer primes or a larger N"
+                f"{limit} (homomorphic encryption standard); use fewer primes or a larger N"
             )
 
     @property

@@ -137,7 +137,9 @@ def from_torch(model, image_size: int) -> SquareNetwork:
             parts[-1].append(module)
     conv = parts[0][0] if parts[0] else None
     if len(parts) != 3 or not isinstance(conv, torch.nn.Conv2d) or conv.in_channels != 1:
-        raise ValueError("the model must be a convolution of one channel, and squares after 2 parts")
+        raise ValueError(
+            "the model must be a convolution of one channel, and squares after 2 parts"
+        )
     with torch.no_grad():
         scale, shift = torch.ones(conv.out_channels).double(), torch.zeros(conv.out_channels)
         for norm in parts[0][1:]:

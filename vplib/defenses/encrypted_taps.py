@@ -235,9 +235,7 @@ class _Evaluation:
         total = None
         for cipher, name, numbers in zip(ciphers, names, values, strict=True):
             product = sealapi.Ciphertext(self.context)
-            self.evaluator.multiply_plain(
-                cipher, self.plain(name, numbers, cipher, scale), product
-            )
+            self.evaluator.multiply_plain(cipher, self.plain(name, numbers, cipher, scale), product)
             if total is None:
                 total = product
             else:
