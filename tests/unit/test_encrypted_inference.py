@@ -577,8 +577,11 @@ def test_the_known_answer_catches_what_the_hmac_cannot(lane_sides, tap_sides, ne
 
 def test_an_overflow_is_noticed_by_the_known_answer(network, monkeypatch):
     monkeypatch.setattr(networks, "check_budget", lambda *_: None)
-    whole = networks.quantize(network, (14, 14, 14), 30)
-    assert whole.bits > 7 * 26
+    loud = replace(network, fc2=network.fc2 * 1000, fc2_bias=network.fc2_bias * 1000)
+    known = np.abs(loud.logits(IMAGES[:1])).max()  # its own answer wraps, and the scale still fits
+    tried = [networks.quantize(loud, (14, 14, 14), bits) for bits in range(10, 41)]
+    whole = next(w for w in tried if np.log2(known * w.scale) > 7 * 26)
+    assert np.log2(whole.scale) < 7 * 26 - 1
     server = lanes.LaneServer(whole, SESSION, IMAGES[0, 0])
     client = lanes.LaneClient(server.offer(), SESSION)
     with pytest.raises(messages.MessageError, match="known-answer image came back"):
