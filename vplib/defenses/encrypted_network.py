@@ -186,7 +186,7 @@ class IntegerNetwork:
 
 def quantize(
     network: SquareNetwork,
-    weight_bits: tuple[int, int, int] = (10, 12, 10),
+    weight_bits: tuple[int, int, int] = (10, 10, 10),
     input_bits: int = 20,
 ) -> IntegerNetwork:
     """Rounds the weights of each layer to whole numbers of so many bits, sign apart.
