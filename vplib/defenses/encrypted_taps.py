@@ -5,6 +5,7 @@ every map of the convolution, which then needs no rotation. Its spare room holds
 client has shifted, so that the dense layer by diagonals rotates once for many diagonals.
 """
 
+import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -113,7 +114,8 @@ class _Files:
     """SEAL's objects to bytes and back, by way of one file in a folder of its own."""
 
     def __init__(self):
-        self._folder = tempfile.TemporaryDirectory()
+        memory = "/dev/shm"  # Linux keeps files there in memory
+        self._folder = tempfile.TemporaryDirectory(dir=memory if os.access(memory, 2) else None)
         self._path = Path(self._folder.name) / "object"
 
     def save(self, item) -> bytes:
@@ -217,6 +219,13 @@ class _Evaluation:
         self.relin = self.files.load(sealapi.RelinKeys(), context, relin)
         self.galois = self.files.load(sealapi.GaloisKeys(), context, galois)
         self.evaluator, self.encoder = sealapi.Evaluator(context), sealapi.CKKSEncoder(context)
+        net, pack = server.network, self.packing
+        self.taps, self.diagonals = pack.taps(net.kernel), pack.diagonals(net.fc1)
+        self.last = pack.last_layer(net.fc2)
+        hidden, last = np.zeros(pack.narrow), np.zeros(pack.slots)
+        hidden[: pack.hidden], last[pack.answers()] = net.fc1_bias, net.fc2_bias
+        conv = pack.by_activation(net.conv_bias.repeat(net.width**2))
+        self.biases = conv, hidden[pack.row % pack.narrow], last
         self._plain = {}
 
     def plain(self, name, values, like, scale: float):
@@ -260,21 +269,20 @@ class _Evaluation:
 
     def evaluate(self, parts: list) -> bytes:
         """Two taps a part, to the answer's bytes."""
-        net, pack, run = self.server.network, self.packing, self.evaluator
+        pack, run = self.packing, self.evaluator
         if len(parts) != (pack.kernel**2 + 1) // 2:
             raise MessageError(f"{len(parts)} ciphertexts are not the taps of this kernel")
         taps = [self.files.load(sealapi.Ciphertext(self.context), self.context, p) for p in parts]
         names = [("tap", t) for t in range(len(taps))]
-        x = self.sum_of_products(taps, names, pack.taps(net.kernel), self.top_prime(taps[0]))
+        x = self.sum_of_products(taps, names, self.taps, self.top_prime(taps[0]))
         mirrored = sealapi.Ciphertext(self.context)
         run.complex_conjugate(x, self.galois, mirrored)  # before rescaling, as all sums: less noise
         run.add_inplace(x, mirrored)
         run.rescale_to_next_inplace(x)
-        bias = pack.by_activation(net.conv_bias.repeat(net.width**2))
-        x = self.square_with_bias(x, "conv bias", bias)
+        x = self.square_with_bias(x, "conv bias", self.biases[0])
         turned = [x] + [self.rotate(x, pack.copies * b) for b in range(1, pack.baby)]
         hidden, top = None, self.top_prime(x)
-        for q, values in enumerate(pack.diagonals(net.fc1)):
+        for q, values in enumerate(self.diagonals):
             names = [("fc1", q, b) for b in range(pack.baby)]
             part = self.sum_of_products(turned, names, values, top)
             if q == 0:
@@ -284,12 +292,10 @@ class _Evaluation:
         self.sum_rotated(hidden, 1, pack.copies)
         self.sum_rotated(hidden, pack.copies * pack.narrow, pack.blocks)
         run.rescale_to_next_inplace(hidden)
-        bias = np.zeros(pack.narrow)
-        bias[: pack.hidden] = net.fc1_bias
-        hidden = self.square_with_bias(hidden, "fc1 bias", bias[pack.row % pack.narrow])
+        hidden = self.square_with_bias(hidden, "fc1 bias", self.biases[1])
         scale = self.server.scale * self.top_prime(hidden) / hidden.scale
         found = None
-        for g, values in enumerate(pack.last_layer(net.fc2)):
+        for g, values in enumerate(self.last):
             part = self.sum_of_products([hidden], [("fc2", g)], [values], scale)
             if g == 0:
                 found = part
@@ -297,9 +303,7 @@ class _Evaluation:
                 run.add_inplace(found, self.rotate(part, -g))
         self.sum_rotated(found, pack.copies, pack.narrow)
         run.rescale_to_next_inplace(found)
-        bias = np.zeros(pack.slots)
-        bias[pack.answers()] = net.fc2_bias
-        run.add_plain_inplace(found, self.plain("fc2 bias", bias, found, found.scale))
+        run.add_plain_inplace(found, self.plain("fc2 bias", self.biases[2], found, found.scale))
         return self.files.save(found)
 
 
