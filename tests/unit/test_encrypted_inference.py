@@ -15,6 +15,7 @@ from tenseal import sealapi
 from torch import nn
 
 from vplib import models
+from vplib.defenses import encrypted_depth
 from vplib.defenses import encrypted_gates as gates
 from vplib.defenses import encrypted_inference as inference
 from vplib.defenses import encrypted_lanes as lanes
@@ -679,3 +680,24 @@ def test_gates_by_hand():
 
 def test_predicted_noise_by_hand():
     assert networks.slot_noise(8192, 1.0) == pytest.approx(math.sqrt(4096 * (10.5 + 1 / 12)))
+
+
+def test_latency_by_hand():
+    stages, unit = [(2, 8, 4)], (1.0, 0.0)
+    seconds, depth, degree, products = encrypted_depth.latency(stages, [False], True, unit)
+    assert (depth, degree, products) == (3, 8192, 2 * 8 * 9 * 16)  # 3 * 26 + 60 bits: 138 of 218
+    assert seconds == pytest.approx(products / 4096 * 8192 * 3)
+    _, depth, degree, products = encrypted_depth.latency(stages, [True], False, unit)
+    assert (depth, degree) == (7, 16384)
+    assert products == (2 * 1 + 1 * 4 + 1 * 4 * 9) * 16
+    with pytest.raises(ValueError, match="no N of the standard's table takes a depth of 61"):
+        encrypted_depth.latency(stages * 20, [False] * 20, False, unit)
+    stages = [(64, 64, 8)] * 2
+    chosen = encrypted_depth.choose_blocks(stages, (1.0, 1.0))
+    best = encrypted_depth.latency(stages, chosen, True, (1.0, 1.0))
+    assert best <= encrypted_depth.latency(stages, [False] * 2, True, (1.0, 1.0))
+
+
+def test_operations_take_time_and_more_with_more_primes():
+    few, many = (encrypted_depth.time_operations(8192, levels, 5) for levels in (2, 6))
+    assert 0 < few[0] < few[1] < many[1]
