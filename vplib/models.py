@@ -138,7 +138,7 @@ def cryptonets(
         A model from (N, *shape) to (N, num_classes) logits.
 
     Source:
-        Gilad-Bachrach et al., CryptoNets, ICML 2016, section 4: 5 maps of 5x5 and stride 2, then
+        Gilad-Bachrach et al., CryptoNets, ICML 2016: 5 maps of 5x5 and stride 2, then
         50 maps of 5x5 and stride 2 and a dense layer of 100. Left out: mean pooling. Added: batch
         norms, which keep squares in range (Chabanne et al. 2017) and are linear once trained.
     """

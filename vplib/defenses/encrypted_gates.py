@@ -106,7 +106,7 @@ def binary_layer(
         One bit a neuron: whether w . x >= threshold.
 
     Source:
-        Sanyal et al., TAPAS, ICML 2018, section 4.
+        Sanyal et al., TAPAS, ICML 2018.
     """
     count, n = circuit.count_tree if tree else circuit.count_chain, len(bits)
     everything, found = count(bits) if sparse else None, []

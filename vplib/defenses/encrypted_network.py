@@ -32,7 +32,7 @@ class SquareNetwork:
         ValueError: the shapes do not fit each other.
 
     Source:
-        Gilad-Bachrach et al., CryptoNets, ICML 2016, section 3.2: 5 kernels of 5x5, stride 2, 100
+        Gilad-Bachrach et al., CryptoNets, ICML 2016: 5 kernels of 5x5, stride 2, 100
         and 10 units, after the linear layers between the squares are merged into one.
     """
 
@@ -200,7 +200,7 @@ def quantize(
         ValueError: a number of bits is out of range.
 
     Source:
-        Gilad-Bachrach et al., CryptoNets, ICML 2016, section 3.1 (fixed precision to integers).
+        Gilad-Bachrach et al., CryptoNets, ICML 2016 (fixed precision to integers).
         Squares square the scale: input^4 * conv^4 * fc1^2 * fc2 at the end.
     """
     if len(weight_bits) != 3 or not all(1 <= b <= 14 for b in weight_bits):
