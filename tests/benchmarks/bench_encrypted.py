@@ -69,6 +69,8 @@ def batches(rounds: int) -> None:
     logits, _, client_seconds, up, down = results[-1]
     error = np.abs(logits - server.network.rounded.logits(images)).max()
     row("lanes", fast, client_seconds, up, down, "4,095 images", sum(server.parameters.coeff_bits))
+    peak = messages.peak_bytes()
+    print(f"  peak memory of client and server in one process: {peak / 1e9:.2f} GB" if peak else "")
     plain = inference.TensorServer(network, key, images[0])
     plain_client = inference.connect(plain.offer(), key)
     plain.answer(plain_client.keys())
@@ -84,8 +86,6 @@ def batches(rounds: int) -> None:
         f"  {4095 / fast * 3600:,.0f} images an hour; CryptoNets published 58,982 "
         f"({4095 / fast * 3600 / 58982:.0f}x; other machine, scheme and security: context)"
     )
-    peak = messages.peak_bytes()
-    print(f"  peak memory of client and server together: {peak / 1e9:.2f} GB" if peak else "")
 
 
 def tutorial_answer(network, encoded, windows):
