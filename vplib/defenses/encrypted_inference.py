@@ -98,7 +98,7 @@ class TensorServer:
         ]
         layers[2] = layers[2][0] * self.factor, layers[2][1] * self.factor
         self.scaled, self._contexts = network.with_layers(layers), {}
-        # Measured: rescaling at 26 bits leaves some 2 % of the largest logit on a network this wide.
+        # Measured: rescaling at 26 bits leaves some 2 % of the largest logit.
         self.tolerance = 0.05 * np.abs(network.logits(self.known)).max() + 0.5 / self.factor
 
     def offer(self) -> bytes:
