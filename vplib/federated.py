@@ -254,7 +254,7 @@ def prune(message: Message, share: float) -> Message:
 
     def pruned(value):
         count = round(share * value.numel())
-        smallest = value.abs().flatten().argsort()[:count]
+        smallest = value.abs().flatten().topk(count, largest=False, sorted=False).indices
         return value.flatten().index_fill(0, smallest, 0.0).view_as(value)
 
     return message.map(pruned)

@@ -23,7 +23,7 @@ class Minimum:
     """Where K minimizations arrived.
 
     Args:
-        points: (K, D) the best point of each.
+        points: (K, D) the best point of each; without a line search the last, finite or not.
         values: (K,) the function there.
         path: (T, K, D) the points on the way, every `keep_every` evaluations.
         path_values: (T, K) the function there.
@@ -43,7 +43,7 @@ def minimize(
     num_evaluations: int,
     *,
     line_search: bool = True,
-    memory: int = 20,
+    memory: int = 10,
     stop_below: float = 0.0,
     keep_every: int | None = None,
     description: str = "",
@@ -76,7 +76,7 @@ def minimize(
     d, t = -g, (1 / g.abs().sum(1)).clamp(max=1)
     slope, trials = (g * d).sum(1), torch.zeros_like(rows)
     zero = torch.zeros_like(f)
-    low, high = [zero, f.clone(), slope.clone()], [zero + torch.inf, zero + torch.inf, zero]
+    low, high = [zero.clone(), f.clone(), slope.clone()], [zero + torch.inf for _ in range(3)]
     low_g = g.clone()
     running = f.isfinite() & (f > stop_below) & (slope < 0)
     path, path_values = [x.clone()], [f.clone()]
@@ -94,7 +94,8 @@ def minimize(
         used[on] += 1
         trials[on] += 1
         better = value < best_f[on]
-        best[on[better]], best_f[on[better]] = point[better], value[better]
+        if line_search:
+            best[on[better]], best_f[on[better]] = point[better], value[better]
 
         bound = f[on] + ARMIJO * here * slope[on]
         above = (value > bound) | ((value >= low[1][on]) & (trials[on] > 1))
@@ -135,9 +136,11 @@ def minimize(
         high[0][end_rows] = torch.inf
         high[1][end_rows] = torch.inf
         running[end_rows] &= (after_f > stop_below) & (slope[end_rows] < 0)
+        if not line_search:
+            best, best_f = x, f
         if keep_every and count % keep_every == 0:
-            path.append(best.clone() if line_search else x.clone())
-            path_values.append(best_f.clone() if line_search else f.clone())
+            path.append(best.clone())
+            path_values.append(best_f.clone())
     path.append(best.clone())
     path_values.append(best_f.clone())
     return Minimum(best, best_f, torch.stack(path), torch.stack(path_values), used)

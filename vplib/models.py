@@ -71,7 +71,11 @@ def cnn(
 
 
 def lenet(
-    shape: Sequence[int], num_classes: int, activation: str = "sigmoid", channels: int = 12
+    shape: Sequence[int],
+    num_classes: int,
+    activation: str = "sigmoid",
+    channels: int = 12,
+    spread: float | None = None,
 ) -> nn.Sequential:
     """A twice differentiable LeNet: three 5x5 convolutions, two of stride 2, and one linear layer.
 
@@ -80,15 +84,16 @@ def lenet(
         num_classes: number of logits.
         activation: "sigmoid", "tanh" or "relu" (whose second derivative is zero).
         channels: of each convolution.
+        spread: all parameters start uniformly in +-spread; None leaves torch's initialization.
 
     Returns:
-        A model from (N, C, H, W) images to (N, num_classes) logits, with torch's initialization.
+        A model from (N, C, H, W) images to (N, num_classes) logits.
 
     Raises:
         ValueError: the images cannot be halved twice.
 
     Source:
-        Zhu et al., Deep leakage from gradients, NeurIPS 2019, which draws weights from +-0.5.
+        Zhu et al., Deep leakage from gradients, NeurIPS 2019, whose spread is 0.5.
     """
     before, height, width = shape
     if height % 4 or width % 4:
@@ -98,7 +103,10 @@ def lenet(
         layers += [nn.Conv2d(before, channels, 5, stride, 2), ACTIVATIONS[activation]()]
         before = channels
     size = channels * (height // 4) * (width // 4)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, num_classes))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, num_classes))
+    for parameter in model.parameters() if spread else ():
+        nn.init.uniform_(parameter, -spread, spread)
+    return model
 
 
 def dcgan(

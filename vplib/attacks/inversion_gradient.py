@@ -121,7 +121,7 @@ def invert_gradient(
     step_size: float = 0.1,
     restarts: int = 1,
     start: str = "gray",
-    scale: float = 1.0,
+    relative: bool = True,
     keep_every: int | None = None,
     seed: int = 0,
     description: str = "",
@@ -138,8 +138,7 @@ def invert_gradient(
         lr: of local steps; needed for updates.
         num_steps: local steps; needed for updates.
         batch_size: images a local step, in the order of the images; all by default.
-        objective: "squared", the squared distance over the squared norm of the message, or
-            "cosine", one minus the cosine.
+        objective: "squared" distance, or "cosine", one minus the cosine.
         tv: weight of the total variation of the images; a number, or one for each message.
         ignore_zeros: leave out entries that are zero in the message (for pruned messages).
         optimizer: "lbfgs" or "signed adam".
@@ -148,7 +147,7 @@ def invert_gradient(
         step_size: of signed Adam.
         restarts: attempts for each message; the best by the attacker's own objective is returned.
         start: one of `STARTS`; with "gray" only the first attempt is, the others are "uniform".
-        scale: factor of the objective.
+        relative: divide the squared distance by the squared norm of the message.
         keep_every: evaluations between two kept images on the way.
         seed: decides the starts.
         description: names the progress bar; empty for none.
@@ -170,7 +169,7 @@ def invert_gradient(
     steps = dict(lr=lr, num_steps=num_steps, batch_size=batch_size)
     kept = {k: (v != 0).to(v) if ignore_zeros else torch.ones_like(v) for k, v in targets.items()}
     norm = sum(v.flatten(1).square().sum(1) for v in targets.values())
-    weight = torch.as_tensor(tv, dtype=like.dtype, device=like.device).expand(num)
+    weight = torch.as_tensor(tv).to(like).expand(num)
     flat = (num_images, *shape)
     pixels = torch.Size(flat).numel()
     if labels is not None:
@@ -201,12 +200,11 @@ def invert_gradient(
                     dot = dot + (value * wanted).sum(1)
                     square = square + value.square().sum(1)
             if objective == "squared":
-                total = distance / norm[rows]
+                total = distance / norm[rows] if relative else distance
             else:
                 total = 1 - dot / (square * norm[rows]).clamp_min(1e-30).sqrt()
             if bool((weight > 0).any()):
                 total = total + weight[rows] * total_variation(x)
-            total = scale * total
             (slopes,) = torch.autograd.grad(total.sum(), points)
         return total.detach(), slopes
 
