@@ -3,11 +3,11 @@
     python tests/benchmarks/bench_inversion_gradient.py
 
 The published loop, rebuilt from its description: one image at a time, `torch.optim.LBFGS` over the
-image and label logits, a closure that computes the gradient with a graph and differentiates the squared
-distance through it. Both sides invert the same messages of the same LeNet with the same loss, from
-the same starts, in the same precision, and an iteration is one evaluation of the closure (or of
-one client's objective). They are warmed up and take turns, on one thread; each side is timed for a
-fixed number of evaluations. The quality reached stands beside. Nothing is asserted.
+image and label logits, a closure that computes the gradient with a graph and differentiates the
+squared distance through it. Both sides invert the same messages of the same LeNet with the same
+loss, from gray, in the same precision; an iteration is one evaluation of the closure, or of one
+client's objective. They are warmed up and take turns, on one thread, each for a fixed number of
+evaluations. The quality reached stands beside, for fast and wrong is none. Nothing is asserted.
 """
 
 import argparse

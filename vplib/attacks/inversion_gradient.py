@@ -53,8 +53,7 @@ def simulate(
 ) -> dict[str, Tensor]:
     """The messages that K clients with these images would send, differentiable in the images.
 
-    All at once with `vmap`, for any model that it can map. Batch norm in training mode normalizes
-    with the statistics of each client's own batch, as it did at the client.
+    Batch norm in training mode takes the statistics of each client's own batch, as the client did.
 
     Args:
         model: as the server sent it; its mode (train or eval) is that of the clients.
@@ -70,9 +69,8 @@ def simulate(
     Raises:
         ValueError: the model drops units at random, which nobody else can repeat.
     """
-    if model.training and any(
-        isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules()
-    ):
+    dropout = nn.modules.dropout._DropoutNd
+    if model.training and any(isinstance(m, dropout) for m in model.modules()):
         raise ValueError(
             "dropout in training mode: the attacker does not know which units the client dropped; "
             "call model.eval(), or take a model without dropout"
@@ -90,10 +88,8 @@ def simulate(
     def message(x, y):
         if num_steps is None:
             return grad(loss)(start, x, y)
-        here = start
-        for rows in federated.local_batches(
-            torch.arange(len(x), device=x.device), num_steps, batch_size or len(x)
-        ):
+        here, order = start, torch.arange(len(x), device=x.device)
+        for rows in federated.local_batches(order, num_steps, batch_size or len(x)):
             slopes = grad(loss)(here, x[rows], y[rows])
             here = {name: value - lr * slopes[name] for name, value in here.items()}
         return {name: here[name] - start[name] for name in start}
@@ -159,9 +155,8 @@ def invert_gradient(
         ValueError: a message does not fit the model, is zero or not finite, or a grant is missing.
 
     Source:
-        Zhu et al., Deep leakage from gradients, NeurIPS 2019, equation 3. Zhao et al., iDLG, 2020.
-        Geiping et al., Inverting gradients, NeurIPS 2020, equation 4. Here objectives are
-        relative, and K reconstructions are evaluated together.
+        Zhu et al., Deep leakage from gradients, NeurIPS 2019, equation 3; Geiping et al.,
+        Inverting gradients, NeurIPS 2020, equation 4. Here K messages are inverted together.
     """
     targets = stack_messages(model, messages)
     _check(messages, objective, optimizer, start, labels, num_classes, lr, num_steps)
@@ -282,9 +277,9 @@ def infer_label(message: federated.Message, rule: str = "product") -> int:
 
     Args:
         message: of one image; of a batch the answer means nothing. An update has the opposite sign.
-        rule: "product" asks whose row has no positive inner product with another; "sum", as in
-            the code that is passed around, whose row has the smallest sum, which needs an input
-            of the last layer that is never negative (ReLU, sigmoid; not tanh).
+        rule: "product" asks whose row points against all others (with two classes both do); "sum"
+            whose row has the smallest sum, which needs an input of the last layer that is never
+            negative (ReLU, sigmoid; not tanh).
 
     Raises:
         ValueError: there is no such rule, or no linear layer.
@@ -342,11 +337,8 @@ def score_psnr(found: Tensor, truth: Tensor, cap: float = 60.0) -> Tensor:
     """
     clipped = found.to(truth).nan_to_num(0.5).clamp(0, 1)
     matched = match_batches(clipped, truth)
-    return (
-        metrics.psnr(matched.flatten(0, 1), truth.flatten(0, 1))
-        .clamp(max=cap)
-        .view(truth.shape[:2])
-    )
+    quality = metrics.psnr(matched.flatten(0, 1), truth.flatten(0, 1))
+    return quality.clamp(max=cap).view(truth.shape[:2])
 
 
 def stack_messages(model: nn.Module, messages: Sequence[federated.Message]) -> dict[str, Tensor]:
@@ -362,10 +354,10 @@ def stack_messages(model: nn.Module, messages: Sequence[federated.Message]) -> d
     for k, message in enumerate(messages):
         shapes = {name: tuple(value.shape) for name, value in message.values.items()}
         if shapes != expected:
-            wrong = sorted(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n))
-            have, need = shapes.get(wrong[0], "absent"), expected.get(wrong[0], "absent")
+            wrong = min(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n))
+            have, need = shapes.get(wrong, "absent"), expected.get(wrong, "absent")
             raise ValueError(
-                f"message {k} does not fit the model: {wrong[0]} is {have}, not {need}; "
+                f"message {k} does not fit the model: {wrong} is {have}, not {need}; "
                 "invert with the model that was sent to this client"
             )
         if not all(value.isfinite().all() for value in message.values.values()):
