@@ -5,6 +5,7 @@ import hmac
 import json
 import math
 import multiprocessing
+import re
 import secrets
 import struct
 import tempfile
@@ -316,15 +317,15 @@ def why_refused(work: Callable, *args, **settings) -> str | None:
 
 
 def peak_bytes() -> int | None:
-    """The most memory this process ever held, in bytes; None on Windows, which does not say."""
+    """The most memory this process ever held, in bytes; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where `ru_maxrss` would count the parent's memory as well
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
     try:
         import resource
-    except ImportError:
+    except ImportError:  # Windows
         return None
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def _serve(connection, server) -> None:
