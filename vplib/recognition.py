@@ -266,7 +266,8 @@ def rank_accuracy(
     Raises:
         ValueError: there are fewer people than `rank`.
     """
-    if not 1 <= rank <= (num_people := len(people.unique())):
+    num_people = len(people.unique())
+    if not 1 <= rank <= num_people:
         raise ValueError(f"rank must lie between 1 and {num_people}, the people, not {rank}")
     return (ranks(gallery, people, probes, truth) <= rank).double().mean().item()
 

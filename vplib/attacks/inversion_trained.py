@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vplib import batched, experiment, models, training
+from vplib import batched, experiment, models
 from vplib.attacks.inversion_class import Predict
 
 FLOOR = 1e-3  # probabilities below it are one thing: a rounded or truncated answer has none
@@ -102,7 +102,7 @@ def train_gamin(
     num_hidden: int = 64,
     per_class: int = 4,
     num_noise: int = 64,
-    scale: int = 2,
+    scale: int = 4,
     surrogate_hidden: tuple[int, ...] = (),
     lr: float = 0.002,
     seed: int = 0,
@@ -139,7 +139,9 @@ def train_gamin(
         surrogate serves one class; here both parts weigh the same and one serves all classes.
     """
     if min(num_steps, num_latents, num_hidden, per_class, num_noise) < 1:
-        raise ValueError("num_steps, num_latents, num_hidden, per_class and num_noise are 1 or more")
+        raise ValueError(
+            "num_steps, num_latents, num_hidden, per_class and num_noise are 1 or more"
+        )
     device, generator = targets.device, torch.Generator().manual_seed(seed)
 
     def noise(*size: int) -> Tensor:
