@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vplib import batched, experiment, training
@@ -146,8 +147,8 @@ def invert_class_black_box(
     for x, wanted in experiment.progress(parts, "black-box inversion"):
         column = wanted[:, None]
         for _ in range(num_steps):
-            signs = 1 - 2 * (x > 0.5).float()
-            asked = x[:, None] + difference * signs[:, None] * moves
+            signs = 1 - 2 * _enlarged((F.avg_pool2d(x, patch) > 0.5).float(), patch)
+            asked = (x[:, None] + difference * signs[:, None] * moves).clamp(0, 1)
             answers = predict(asked.flatten(0, 1)).unflatten(0, asked.shape[:2])
             moved = answers.gather(-1, column[:, None].expand(-1, num_moves, 1)).squeeze(-1)
             here = predict(x).gather(1, column)

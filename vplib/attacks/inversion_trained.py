@@ -20,7 +20,7 @@ def train_inverters(
     images: Tensor,
     *,
     num_hidden: int = 128,
-    num_epochs: int = 15,
+    num_epochs: int = 10,
     lr: float = 0.003,
     batch_size: int = 64,
     seed: int = 0,
