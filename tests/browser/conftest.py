@@ -2,8 +2,10 @@
 
 import os
 
+import nbformat
 import pytest
 from lab_page import CHROMIUM_ARGS, CHROMIUM_NAMES, find_chromium, running_lab
+from nbformat.v4 import new_code_cell
 
 from vplib import experiment
 
@@ -47,3 +49,31 @@ def page(browser, lab):
         page = context.new_page()
         page.goto(f"/api/status?token={lab.token}")  # leaves the login cookie
         yield page
+
+
+@pytest.fixture
+def quick_copy(lab):
+    """Makes a shortened copy of a notebook beside it, in the folder that JupyterLab shows.
+
+    Three changes, for these tests are about widgets and the whole takes minutes beside a browser:
+    other parameters, smaller sizes of the profile, and the last cell, which raises when a claim
+    fails, is left out. Every other cell is the committed one.
+    """
+    made = []
+
+    def copy(name: str, parameters: dict, sizes: dict):
+        notebook = nbformat.read(lab.notebooks / f"{name}.ipynb", as_version=4)
+        notebook.cells = [c for c in notebook.cells if "claims.verify()" not in c.source]
+        for after, source in {
+            "parameters": "\n".join(f"{key} = {value!r}" for key, value in parameters.items()),
+            "sizes": f"assert {sizes}.keys() <= vars(cfg).keys()\nvars(cfg).update({sizes})",
+        }.items():
+            (place,) = (i for i, cell in enumerate(notebook.cells) if cell.id == after)
+            notebook.cells.insert(place + 1, new_code_cell(source, id=f"quick-{after}"))
+        made.append(f"{name}_quick.ipynb")
+        nbformat.write(notebook, lab.notebooks / made[-1])
+        return made[-1], notebook
+
+    yield copy
+    for path in made:
+        (lab.notebooks / path).unlink()

@@ -1,40 +1,18 @@
-"""The widgets of attacks/membership_shadow in a real JupyterLab: they move, their figures change.
+"""The widgets of attacks/membership_shadow in a real JupyterLab, with what they show.
 
-What runs is a copy of the notebook with three changes, for this test is about widgets and the
-whole takes minutes beside a browser: models train for 5 epochs, shadows are few, and the last cell,
-which raises when a claim fails, is left out, because claims need not hold for such models. Every
-other cell is the committed one. `tests/notebooks` and nbval run the notebook as it is.
+What runs is the `quick` copy: the committed cells with less training and without the last one.
 """
 
-import nbformat
 import pytest
 from lab_page import choose, move_slider, open_and_run, widget
-from nbformat.v4 import new_code_cell
 
-NOTEBOOK = "attacks/membership_shadow.ipynb"
-QUICK = "attacks/membership_shadow_quick.ipynb"
 FEWER = dict(num_shadows=8, sweep_shadows=4, lira_shadows=16, draws=1)
 
 
-@pytest.fixture
-def quick(lab):
-    """The shortened copy beside the notebook, in the folder that JupyterLab shows."""
-    notebook = nbformat.read(lab.notebooks / NOTEBOOK, as_version=4)
-    notebook.cells = [c for c in notebook.cells if "claims.verify()" not in c.source]
-    for after, source in {
-        "parameters": "NUM_EPOCHS = 5",
-        "sizes": f"assert {FEWER}.keys() <= vars(cfg).keys()\nvars(cfg).update({FEWER})",
-    }.items():
-        (place,) = (i for i, cell in enumerate(notebook.cells) if cell.id == after)
-        notebook.cells.insert(place + 1, new_code_cell(source, id=f"quick-{after}"))
-    nbformat.write(notebook, lab.notebooks / QUICK)
-    yield notebook
-    (lab.notebooks / QUICK).unlink()
-
-
-def test_the_widgets_of_membership_shadow(page, quick):
+def test_the_widgets_of_membership_shadow(page, quick_copy):
     expect = pytest.importorskip("playwright.sync_api").expect
-    open_and_run(page, QUICK, seconds=480)
+    path, quick = quick_copy("attacks/membership_shadow", dict(NUM_EPOCHS=5), FEWER)
+    open_and_run(page, path, seconds=480)
 
     def output(id):
         """The locator of what a cell shows."""

@@ -291,6 +291,7 @@ def test_fill_frame_finds_the_ink():
     assert torch.allclose(filled[0], torch.ones(1, 8, 8))
     assert filled[1, 0, :, 0].max() < 0.05 and filled[1, 0, :, 4].min() > 0.5
     assert transfer.fill_frame(torch.zeros(1, 1, 9, 9), 8).abs().max() == 0
+    assert torch.equal(filled, transfer.fill_frame(1 - images, 8, margin=0.0))  # ink on paper
 
 
 def test_dcgan_shapes_and_training(tmp_path, monkeypatch):

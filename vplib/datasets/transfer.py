@@ -118,7 +118,8 @@ def fill_frame(images: Tensor, size: int, margin: float = 0.15, seed: int = 0) -
     frame tries several.
 
     Args:
-        images: (N, C, H, W) in [0, 1], bright on dark.
+        images: (N, C, H, W) in [0, 1], bright ink on dark; what is bright on average, as ink on
+            paper, is inverted first.
         size: height and width of the result, in pixels.
         margin: the largest margin, as a share of the frame.
         seed: decides the margins.
@@ -127,6 +128,8 @@ def fill_frame(images: Tensor, size: int, margin: float = 0.15, seed: int = 0) -
         (N, C, size, size) in [0, 1].
     """
     margins = margin * np.random.default_rng(seed).random(len(images))
+    on_paper = images.mean((1, 2, 3), keepdim=True) > 0.5
+    images = torch.where(on_paper, 1 - images, images)
     ink = images.amax(1) >= 0.2 * images.amax((1, 2, 3), keepdim=True)[:, 0]
     cut = []
     for image, has_ink, share in zip(images, ink, margins, strict=True):

@@ -1,0 +1,89 @@
+"""Every control of a notebook moves in a real JupyterLab, and its figure with it.
+
+What runs is the `quick` copy: the committed cells with less training and without the last one.
+"""
+
+import io
+
+import numpy as np
+import pytest
+from lab_page import open_and_run
+from PIL import Image
+
+# What makes each notebook short: literals of its parameters cell, and sizes of its profile.
+QUICK = {
+    "attacks/extraction_functionality": (
+        dict(NUM_STEPS=20),
+        dict(num_draws=3, num_epochs=5, gan_steps=5),
+    ),
+    "attacks/membership_label_only": (
+        dict(NUM_EPOCHS=3),
+        dict(num_victims=4, sweep_victims=2, num_steps=3, num_directions=4, noise_queries=8),
+    ),
+    "images/adversarial_cloaking": (
+        dict(NUM_STEPS=3),
+        dict(users=4, others=4, identities=60, later_identities=60, epochs=1, copied=64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_every_control_changes_its_figure(page, quick_copy, name):
+    expect = pytest.importorskip("playwright.sync_api").expect
+    path, _ = quick_copy(name, *QUICK[name])
+    open_and_run(page, path, seconds=480)
+
+    outputs = page.locator(".jp-Notebook .jp-Cell .jp-OutputArea").filter(
+        has=page.locator("img[alt^='figure for']")
+    )
+    moved = 0
+    for i in range(outputs.count()):
+        figure = outputs.nth(i).locator("img[alt^='figure for']")
+        sliders, choices = (outputs.nth(i).locator(kind) for kind in (".noUi-handle", "select"))
+        moves = [lambda s=s: _step(s) for s in sliders.all()]
+        for select in choices.all():
+            last = select.locator("option").last.inner_text()
+            moves.append(lambda s=select, last=last: s.select_option(label=last))
+        for move in moves:
+            state, drawn = figure.get_attribute("alt"), figure.get_attribute("src")
+            move()
+            expect(figure).not_to_have_attribute("alt", state)
+            expect(figure).not_to_have_attribute("src", drawn)
+            assert figure.evaluate("image => image.decode().then(() => image.naturalWidth)") > 200
+            moved += 1
+    assert moved >= 2, f"{name} shows {moved} controls"
+    if name == "images/adversarial_cloaking":
+        _cloak_a_photo(page, expect)
+
+
+def _step(slider):
+    """Moves a slider by one step: up, or down from its end."""
+    at_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
+    slider.focus()
+    slider.press("ArrowLeft" if at_end else "ArrowRight")
+
+
+def _cloak_a_photo(page, expect):
+    """Chooses a photo in the upload widget, downloads the result; then chooses a broken file."""
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 60, 3), np.uint8))
+    saved = io.BytesIO()
+    photo.save(saved, "JPEG")
+    button = page.get_by_role("button", name="choose a photo")
+    output = page.locator(".jp-Notebook .jp-Cell .jp-OutputArea").filter(has=button)
+
+    def choose_photo(name, kind, content):
+        with page.expect_file_chooser() as chooser:
+            button.click()
+        chooser.value.set_files(dict(name=name, mimeType=kind, buffer=content))
+
+    choose_photo("me.jpg", "image/jpeg", saved.getvalue())
+    expect(output.locator("img[alt='the result']")).to_be_visible(timeout=60_000)
+    with page.expect_download() as download:
+        output.get_by_role("link", name="download cloaked.png").click()
+    assert download.value.suggested_filename == "cloaked.png"
+    assert Image.open(download.value.path()).size == (32, 32)
+
+    choose_photo("me.png", "image/png", b"no picture")
+    expect(output.locator("pre")).to_contain_text("me.png")
+    output.get_by_role("button", name="Clear").click()
+    expect(output.locator("pre")).to_have_count(0)
