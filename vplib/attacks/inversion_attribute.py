@@ -33,9 +33,9 @@ def infer_attribute(
         ValueError: a prior or sigma is not above 0, or there is not one prior a value.
 
     Source:
-        Fredrikson et al., Privacy in pharmacogenetics, USENIX Security 2014, figure 2, with
-        normal errors and priors of the one attribute. On members it is adversary 4 of Yeom et
-        al., Privacy risk in machine learning, CSF 2018.
+        Fredrikson et al., Privacy in pharmacogenetics, USENIX Security 2014, with normal
+        errors and priors of the one attribute. Yeom et al., Privacy risk in machine learning, CSF
+        2018, compare it on members and on others.
     """
     if len(values) != len(priors) or not (np.asarray(priors) > 0).all() or not sigma > 0:
         raise ValueError("give one prior above 0 for each value, and a sigma above 0")

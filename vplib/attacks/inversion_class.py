@@ -78,8 +78,8 @@ def invert_class(
         ValueError: shapes, targets or settings cannot be.
 
     Source:
-        Fredrikson et al., Model inversion attacks that exploit confidence information, CCS 2015,
-        algorithm 1. It stops early on a plateau; here all images take all steps, as one batch.
+        Fredrikson et al., Model inversion attacks that exploit confidence information, CCS 2015.
+        Theirs is reported to stop early on a plateau; here all images take all steps, as one batch.
     """
     _check(targets, start, num_steps, lr)
     logits_of = white_box(victims)
@@ -129,8 +129,8 @@ def invert_class_black_box(
         ValueError: shapes, targets or settings cannot be.
 
     Source:
-        Fredrikson et al. 2015, section 5 (numeric gradients, patch 1). The slope of log f is that
-        of f divided by f.
+        Fredrikson et al. 2015 (numeric gradients, patch 1). The slope of log f is that of f
+        divided by f, or by 0.001 where f is less.
     """
     _check(targets, start, num_steps, lr)
     channels, height, width = start.shape[1:]
@@ -148,7 +148,7 @@ def invert_class_black_box(
         column = wanted[:, None]
         for _ in range(num_steps):
             signs = 1 - 2 * _enlarged((F.avg_pool2d(x, patch) > 0.5).float(), patch)
-            asked = (x[:, None] + difference * signs[:, None] * moves).clamp(0, 1)
+            asked = torch.addcmul(x[:, None], signs[:, None], moves, value=difference).clamp_(0, 1)
             answers = predict(asked.flatten(0, 1)).unflatten(0, asked.shape[:2])
             moved = answers.gather(-1, column[:, None].expand(-1, num_moves, 1)).squeeze(-1)
             here = predict(x).gather(1, column)
@@ -196,8 +196,8 @@ def invert_latents(
         ValueError: shapes, targets or settings cannot be.
 
     Source:
-        Fredrikson et al. 2015, section 5.3 (descent on an autoencoder's code); Zhang et al., The
-        secret revealer, CVPR 2020, equation 3. There the discriminator is the prior; here it is
+        Fredrikson et al. 2015 (descent on an autoencoder's code); Zhang et al., The secret
+        revealer, CVPR 2020. There the discriminator is the prior; here it is
         the normal density of the latents, for a released generator comes without one.
     """
     _check(targets, start, num_steps, lr)

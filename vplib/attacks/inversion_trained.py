@@ -46,7 +46,7 @@ def train_inverters(
 
     Source:
         Yang et al., Neural network inversion in adversarial setting via background knowledge
-        alignment, CCS 2019, equation 1 and section 4. There the network is convolutional; here it
+        alignment, CCS 2019. There the network is convolutional; here it
         has one hidden layer, so that dozens train at once.
     """
     if answers.ndim != 3 or answers.shape[1] != len(images):
