@@ -197,8 +197,8 @@ def invert_latents(
 
     Source:
         Fredrikson et al. 2015 (descent on an autoencoder's code); Zhang et al., The secret
-        revealer, CVPR 2020. There the discriminator is the prior; here it is
-        the normal density of the latents, for a released generator comes without one.
+        revealer, CVPR 2020. There the discriminator is the prior; here it is the normal density
+        of the latents, for a released generator comes without one.
     """
     _check(targets, start, num_steps, lr)
     logits_of, shape = white_box(victims), (len(victims), len(targets))
