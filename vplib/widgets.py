@@ -92,7 +92,7 @@ def upload_photo(
         try:
             photo = folder.read_photo(files[0][1], image_size, files[0][0])
             shown, made = work(photo)
-            view.value = _embedded(shown) + download_link(made, name)
+            view.value = embedded(shown) + download_link(made, name)
         except Exception as error:  # a callback's traceback would go nowhere
             view.value = f"<pre>{html.escape(str(error))}</pre>"
         _empty(upload)
@@ -129,7 +129,8 @@ def download_link(data: bytes, name: str) -> str:
     return f'<p><a download="{name}" href="{link}">download {name}</a></p>'
 
 
-def _embedded(shown: Figure | str) -> str:
+def embedded(shown: Figure | str) -> str:
+    """HTML that holds a figure as PNG, or the HTML that was given."""
     if isinstance(shown, str):
         return shown
     data = base64.b64encode(_png(shown)).decode()

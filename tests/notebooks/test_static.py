@@ -170,7 +170,8 @@ def test_guard_and_badge_follow_the_address():
 
 def test_requirements_and_environment_agree_with_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["lab"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["lab"] + extras["he"]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == wanted
     environment = (ROOT / "environment.yml").read_text()

@@ -137,6 +137,7 @@ def test_failed_starts_are_paid_for_and_said():
     found = attack.boundary_distances(victim, images, labels, torch.rand(7, 1, 4, 4), max_tries=6)
     assert (found.queries == 7).all() and victim.queries == 35
     assert (found.distances == 4.0).all()  # sqrt(16 pixels): no image is farther
+    assert found.trace_queries.shape == found.trace_distances.shape == (11, 5)  # as if it walked
 
 
 @pytest.mark.parametrize(

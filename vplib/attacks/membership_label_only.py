@@ -163,6 +163,7 @@ def boundary_distances(
     candidates: Tensor,
     *,
     max_tries: int = 100,
+    num_steps: int = 10,
     seed: int = 0,
     **settings,
 ) -> Boundary:
@@ -175,8 +176,9 @@ def boundary_distances(
             the gap attack is part of this one.
         candidates: (M, C, H, W) the attacker's own images, or noise, to start from.
         max_tries: of start images a record.
+        num_steps: of `hop_skip_jump`.
         seed: of starts and directions.
-        **settings: of `hop_skip_jump`.
+        **settings: the others of `hop_skip_jump`.
 
     Source:
         Choquette-Choo et al. 2021, section 4.3; Li and Zhang, Membership leakage in label-only
@@ -190,11 +192,12 @@ def boundary_distances(
     distances = torch.zeros(len(images)).to(images)
     distances[right] = images[0].numel() ** 0.5
     rows = right[starts.found]
-    if not len(rows):
-        return Boundary(images.clone(), distances, queries, distances[None], queries[None])
+    if not len(rows):  # a victim with one answer for all
+        trace = (value.expand(num_steps + 1, -1).clone() for value in (distances, queries))
+        return Boundary(images.clone(), distances, queries, *trace)
     found = hop_skip_jump(
-        predict_label, images[rows], labels[rows], starts.images[starts.found], seed=seed,
-        **settings,
+        predict_label, images[rows], labels[rows], starts.images[starts.found],
+        num_steps=num_steps, seed=seed, **settings,
     )  # fmt: skip
     points = images.clone()
     points[rows] = found.points

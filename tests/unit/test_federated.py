@@ -1,0 +1,175 @@
+"""The federated loop: what the server sees, and that averaging is what McMahan et al. say."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vplib import datasets, federated, models, training
+
+SHAPE = (1, 8, 8)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return models.mlp(SHAPE, 10, (16,))
+
+
+def clients(num=4, size=30):
+    data = datasets.load("digits", "train", num_images=num * size)
+    return [
+        (data.images[k * size : (k + 1) * size], data.labels[k * size : (k + 1) * size])
+        for k in range(num)
+    ]
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("kind", [federated.Gradients, federated.Update])
+def test_a_message_holds_named_tensors_and_nothing_else(kind):
+    source = torch.ones(3, requires_grad=True)
+    message = kind({"weight": source * 2})
+    assert [field.name for field in dataclasses.fields(message)] == ["values"]
+    for name in ("images", "labels", "loss", "values"):
+        with pytest.raises((AttributeError, TypeError)):
+            setattr(message, name, torch.zeros(1))
+    with pytest.raises(TypeError):
+        message.values["images"] = torch.zeros(1)
+    with pytest.raises(TypeError):
+        kind({"weight": torch.ones(3)}, labels=torch.zeros(1))
+    value = message.values["weight"]
+    assert value.grad_fn is None and not value.requires_grad  # no way back to an image
+    assert type(message.map(torch.neg)) is kind
+
+
+@pytest.mark.parametrize("value", [torch.tensor([1, 2]), [0.5], None, "5"])
+def test_a_message_refuses_labels_and_objects(value):
+    with pytest.raises(TypeError, match="'labels' is "):
+        federated.Gradients({"labels": value})
+
+
+def test_a_message_is_a_copy():
+    source = torch.zeros(2)
+    message = federated.Update({"w": source})
+    source += 1
+    assert message.values["w"].tolist() == [0, 0]
+
+
+def test_the_gradient_is_autograds_and_the_model_stays_as_it_is():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
+    images, labels = clients(1)[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    message = federated.share_gradient(model, images, labels)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    F.cross_entropy(model(images), labels).backward()
+    assert message.values.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(message.values[name], parameter.grad, atol=1e-6)
+
+
+def test_one_local_step_is_minus_the_rate_times_the_gradient():
+    model, (images, labels) = network(), clients(1)[0]
+    update = federated.share_update(model, images, labels, lr=0.5, num_steps=1)
+    gradient = federated.share_gradient(model, images, labels)
+    for name, value in update.values.items():
+        assert torch.allclose(value, -0.5 * gradient.values[name], atol=1e-6)
+
+
+def test_local_steps_are_those_of_sgd_in_order():
+    model, (images, labels) = network(), clients(1)[0]
+    update = federated.share_update(model, images, labels, lr=0.2, num_steps=4, batch_size=12)
+    before = weights(model)
+    stepper = torch.optim.SGD(model.parameters(), lr=0.2)
+    for rows in (slice(0, 12), slice(12, 24), slice(24, 30), slice(0, 12)):
+        stepper.zero_grad()
+        F.cross_entropy(model(images[rows]), labels[rows]).backward()
+        stepper.step()
+    flat = torch.cat([value.flatten() for value in update.values.values()])
+    assert torch.allclose(weights(model) - before, flat, atol=1e-6)
+
+
+def test_fedsgd_over_all_clients_is_a_step_on_the_pooled_images():
+    sizes, federation = (10, 20, 30), clients(1, 60)[0]
+    parts = list(zip(*(t.split(sizes) for t in federation), strict=True))
+    model, pooled = network(), network()
+    federated.train(model, parts, 1, algorithm="fedsgd", lr=0.3)
+    message = federated.share_gradient(pooled, *federation)
+    federated.aggregate(pooled, [message], lr=0.3)
+    assert torch.allclose(weights(model), weights(pooled), atol=1e-6)
+
+
+def test_fedavg_with_one_step_is_fedsgd():
+    first, second = network(), network()
+    federated.train(first, clients(), 3, algorithm="fedsgd", lr=0.2)
+    federated.train(second, clients(), 3, algorithm="fedavg", lr=0.2, num_steps=1)
+    assert torch.allclose(weights(first), weights(second), atol=1e-5)
+
+
+def test_both_algorithms_learn():
+    for algorithm in ("fedsgd", "fedavg"):
+        model, federation = network(), clients(5, 100)
+        federated.train(model, federation, 40, algorithm=algorithm, lr=0.5, num_steps=3)
+        images, labels = (torch.cat(parts) for parts in zip(*federation, strict=True))
+        assert training.accuracy(model(images), labels) > 0.8
+
+
+def test_participation_seeds_and_what_is_recorded():
+    def run(seed):
+        model = network()
+        return model, federated.train(model, clients(), 8, share=0.5, seed=seed, record=True)
+
+    (first, rounds), (second, _), (third, others) = run(1), run(1), run(2)
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(third))
+    assert all(len(r.messages) == 2 for r in rounds)
+    assert [set(r.messages) for r in rounds] != [set(r.messages) for r in others]
+    assert set.union(*(set(r.messages) for r in rounds)) == {0, 1, 2, 3}
+    assert {field.name for field in dataclasses.fields(federated.Round)} == {
+        "broadcast", "messages",
+    }  # fmt: skip
+    assert torch.equal(rounds[0].broadcast["1.weight"], network().state_dict()["1.weight"])
+    assert not torch.equal(rounds[1].broadcast["1.weight"], rounds[0].broadcast["1.weight"])
+    assert federated.train(network(), clients(), 1) == []
+
+
+def test_what_a_client_protects_is_all_the_server_gets():
+    model = network()
+    rounds = federated.train(
+        model, clients(), 1, protect=lambda m, g: m.map(torch.zeros_like), record=True
+    )
+    assert torch.equal(weights(model), weights(network()))
+    assert not any(v.any() for m in rounds[0].messages.values() for v in m.values.values())
+
+
+def test_noise_and_pruning():
+    message = federated.Gradients({"a": torch.full((100, 100), 3.0), "b": torch.full((4,), -3.0)})
+    noisy = federated.add_noise(message, 0.5, torch.Generator().manual_seed(0))
+    noise = noisy.values["a"] - 3
+    assert abs(noise.std() - 1.5) < 0.05 and abs(noise.mean()) < 0.05
+    pruned = federated.prune(federated.Update({"a": torch.tensor([[3.0, -1.0], [-4.0, 2.0]])}), 0.5)
+    assert pruned.values["a"].tolist() == [[3, 0], [-4, 0]]
+    assert type(pruned) is federated.Update
+
+
+def test_errors():
+    model, (images, labels) = network(), clients(1)[0]
+    with pytest.raises(ValueError, match="batch_size from 1 to 30"):
+        federated.share_update(model, images, labels, lr=0.1, num_steps=1, batch_size=31)
+    with pytest.raises(ValueError, match="num_steps of 1 or more"):
+        federated.share_update(model, images, labels, lr=0.1, num_steps=0)
+    with pytest.raises(ValueError, match="'fedsgd' or 'fedavg'"):
+        federated.train(model, clients(), 1, algorithm="fedprox")
+    with pytest.raises(ValueError, match="a share above 0"):
+        federated.train(model, clients(), 1, share=0)
+    with pytest.raises(ValueError, match="need clients"):
+        federated.train(model, [], 1)
+    with pytest.raises(ValueError, match="one or more messages"):
+        federated.aggregate(model, [])
+    gradient = federated.share_gradient(model, images, labels)
+    with pytest.raises(ValueError, match="all gradients or all updates"):
+        federated.aggregate(model, [gradient, federated.Update(gradient.values)])

@@ -1,0 +1,266 @@
+"""Federated learning in one process: clients keep images, the server receives messages.
+
+What a server, or an attacker in its place, can see is a `Message` by type: the gradients or the
+update of named parameters. It has no field for images, labels, losses or a client's settings.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vplib import experiment
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a client sends: one tensor for each parameter of the model, and nothing else.
+
+    Args:
+        values: by parameter name; copied and detached, so that no graph leads back to an image.
+
+    Raises:
+        TypeError: a value is no tensor of floating-point numbers.
+    """
+
+    values: MappingProxyType
+
+    def __post_init__(self):
+        """Copies the tensors; from here on nothing can be added."""
+        for name, value in self.values.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise TypeError(
+                    f"a message holds a floating-point tensor for each parameter; "
+                    f"{name!r} is {type(value).__name__}"
+                )
+        copies = {name: value.detach().clone() for name, value in self.values.items()}
+        object.__setattr__(self, "values", MappingProxyType(copies))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Message":
+        """The message with each tensor changed, of the same kind."""
+        return type(self)({name: change(value) for name, value in self.values.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients(Message):
+    """The gradient of the mean loss over a client's batch (FedSGD)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Message):
+    """The parameters after local training minus those before (FedAvg)."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a server knows after a round.
+
+    Args:
+        broadcast: the parameters and buffers that it sent, by name.
+        messages: what came back, by the number of the client.
+    """
+
+    broadcast: dict[str, Tensor]
+    messages: dict[int, Message]
+
+
+Client = tuple[Tensor, Tensor]
+Protect = Callable[[Message, torch.Generator], Message]
+
+
+def share_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
+    """A client's gradient of the mean cross-entropy, in the mode (train or eval) of the model.
+
+    Args:
+        model: as the server sent it; nothing in it changes.
+        images: (B, ...) the client's batch.
+        labels: (B,) class indices.
+    """
+    parameters = dict(model.named_parameters())
+    with torch.enable_grad():
+        loss = F.cross_entropy(_outputs(model, parameters, images), labels)
+        found = torch.autograd.grad(loss, list(parameters.values()))
+    return Gradients(dict(zip(parameters, found, strict=True)))
+
+
+def share_update(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    lr: float,
+    num_steps: int,
+    batch_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Update:
+    """A client's change of the parameters after local steps of plain gradient descent.
+
+    Args:
+        model: as the server sent it; nothing in it changes.
+        images: (N, ...) the client's images.
+        labels: (N,) class indices.
+        lr: learning rate of a step.
+        num_steps: number of steps.
+        batch_size: images a step; all by default.
+        generator: shuffles the images; without it they are taken in the order given.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    batch_size = len(images) if batch_size is None else batch_size
+    if num_steps < 1 or lr <= 0 or not 1 <= batch_size <= len(images):
+        raise ValueError(
+            f"need num_steps of 1 or more, lr above 0 and batch_size from 1 to {len(images)}, "
+            f"not {num_steps}, {lr} and {batch_size}"
+        )
+    order = torch.arange(len(images))
+    if generator is not None:
+        order = torch.randperm(len(images), generator=generator)
+    start = dict(model.named_parameters())
+    here = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
+    with torch.enable_grad():
+        for rows in local_batches(order, num_steps, batch_size):
+            rows = rows.to(images.device)
+            loss = F.cross_entropy(_outputs(model, here, images[rows]), labels[rows])
+            slopes = torch.autograd.grad(loss, list(here.values()))
+            here = {
+                name: (value - lr * slope).detach().requires_grad_()
+                for (name, value), slope in zip(here.items(), slopes, strict=True)
+            }
+    return Update({name: here[name] - start[name] for name in start})
+
+
+def local_batches(order: Tensor, num_steps: int, batch_size: int) -> list[Tensor]:
+    """The rows of each local step: batch after batch, and again from the first."""
+    batches = order.split(batch_size)
+    return [batches[step % len(batches)] for step in range(num_steps)]
+
+
+def aggregate(model: nn.Module, messages: Sequence[Message], weights=None, lr: float = 1.0) -> None:
+    """The server's step, in place: the weighted mean of updates, or of gradients times -lr.
+
+    Args:
+        model: the server's.
+        messages: all of one kind.
+        weights: one number a message, such as how many images a client signed up with.
+        lr: the server's learning rate; that of FedAvg is usually 1.
+
+    Raises:
+        ValueError: there is no message, or kinds are mixed.
+
+    Source:
+        McMahan et al., Communication-efficient learning of deep networks from decentralized data,
+        AISTATS 2017, algorithm 1.
+    """
+    if len({type(message) for message in messages}) != 1:
+        raise ValueError("need one or more messages, all gradients or all updates")
+    sign = -1 if isinstance(messages[0], Gradients) else 1
+    weights = torch.tensor([1.0] * len(messages) if weights is None else weights)
+    shares = weights / weights.sum()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parts = [m.values[name] * share for m, share in zip(messages, shares, strict=True)]
+            parameter += sign * lr * sum(parts)
+
+
+def train(
+    model: nn.Module,
+    clients: Sequence[Client],
+    num_rounds: int,
+    *,
+    algorithm: str = "fedavg",
+    lr: float = 0.1,
+    share: float = 1.0,
+    num_steps: int = 1,
+    batch_size: int | None = None,
+    protect: Protect | None = None,
+    seed: int = 0,
+    record: bool = False,
+    description: str = "",
+) -> list[Round]:
+    """Trains the server's model in place, round by round.
+
+    Args:
+        model: the server's; batch-norm statistics stay as they are, for messages hold none.
+        clients: of each its images (N, ...) and labels (N,).
+        num_rounds: number of rounds.
+        algorithm: "fedsgd" (a gradient of a batch each) or "fedavg" (local steps each).
+        lr: learning rate of a step.
+        share: the part of the clients, drawn anew, that takes part in a round; at least one does.
+        num_steps: local steps of a client in a round ("fedavg").
+        batch_size: images of a client a step; all by default.
+        protect: what a client does to its message before it leaves, such as `add_noise`.
+        seed: decides participants, batches and noise.
+        record: keep what the server saw.
+        description: names the progress bar; empty for none.
+
+    Returns:
+        The rounds, if recorded.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    if algorithm not in ("fedsgd", "fedavg"):
+        raise ValueError(f"algorithm must be 'fedsgd' or 'fedavg', not {algorithm!r}")
+    if not clients or not 0 < share <= 1:
+        raise ValueError(
+            f"need clients, and a share above 0 and at most 1; got {len(clients)}, {share}"
+        )
+    generator, rounds = torch.Generator().manual_seed(seed), []
+    steps = range(num_rounds)
+    for _ in experiment.progress(steps, description) if description else steps:
+        order = torch.randperm(len(clients), generator=generator)
+        chosen = order[: max(1, round(share * len(clients)))].sort().values.tolist()
+        messages = {}
+        for k in chosen:
+            images, labels = clients[k]
+            if algorithm == "fedsgd":
+                rows = torch.randperm(len(images), generator=generator)[:batch_size]
+                rows = rows.to(images.device)
+                message = share_gradient(model, images[rows], labels[rows])
+            else:
+                settings = dict(lr=lr, num_steps=num_steps, batch_size=batch_size)
+                message = share_update(model, images, labels, generator=generator, **settings)
+            messages[k] = protect(message, generator) if protect else message
+        if record:
+            sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            rounds.append(Round(sent, messages))
+        sizes = [float(len(clients[k][0])) for k in chosen]
+        aggregate(model, list(messages.values()), sizes, lr if algorithm == "fedsgd" else 1.0)
+    return rounds
+
+
+def add_noise(message: Message, ratio: float, generator: torch.Generator) -> Message:
+    """The message with Gaussian noise of `ratio` times the root mean square of all its entries."""
+    entries = torch.cat([value.flatten() for value in message.values.values()])
+    sigma = ratio * entries.square().mean().sqrt()
+
+    def noisy(value):
+        noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        return value + sigma * noise.to(value.device)
+
+    return message.map(noisy)
+
+
+def prune(message: Message, share: float) -> Message:
+    """The message with this share of each tensor's entries, the smallest, set to zero.
+
+    Source: Lin et al., Deep gradient compression, ICLR 2018; as a defense Zhu et al. 2019.
+    """
+
+    def pruned(value):
+        count = round(share * value.numel())
+        smallest = value.abs().flatten().topk(count, largest=False, sorted=False).indices
+        return value.flatten().index_fill(0, smallest, 0.0).view_as(value)
+
+    return message.map(pruned)
+
+
+def _outputs(model: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+    """The model's outputs with these parameters; its buffers are copies, so none changes."""
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    return functional_call(model, {**parameters, **buffers}, (images,))
