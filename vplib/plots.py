@@ -2,6 +2,8 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
@@ -183,6 +185,33 @@ def image_row(images: Tensor, titles=None, axes=None):
         if titles is not None:
             ax.set_title(titles[i], fontsize="small")
     return axes
+
+
+def image_strips(rows: dict[str, Tensor], ax: Axes | None = None, num_images: int = 8) -> Axes:
+    """A row of images for each name, all as one picture, on one scale from 0 to 1.
+
+    Args:
+        rows: by name, (N, C, H, W) in [0, 1]; all with equally many images, or more than shown.
+        ax: where to draw; a new figure by default.
+        num_images: at most so many of a row are shown.
+
+    Returns:
+        The Axes.
+    """
+    ax = ax or plt.subplots(figsize=(8, 0.95 * len(rows)))[1]
+    framed = [
+        F.pad(images[:num_images].detach().cpu(), (2,) * 4, value=1) for images in rows.values()
+    ]
+    sheet = torch.cat([torch.cat(list(images), -1) for images in framed], -2).clamp(0, 1)
+    pixels = sheet.permute(1, 2, 0).numpy()
+    ax.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, vmin=0, vmax=1)
+    height = len(pixels) / len(rows)
+    ax.set_yticks([height * (i + 0.5) for i in range(len(rows))], rows)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return ax
 
 
 def _tpr(scores: Tensor, members: Tensor, fpr: float) -> metrics.Estimate:

@@ -229,6 +229,28 @@ def identify(gallery: Tensor, people: Tensor, probes: Tensor) -> Tensor:
     return people[(probes @ gallery.T).argmax(-1)]
 
 
+def ranks(gallery: Tensor, people: Tensor, probes: Tensor, truth: Tensor) -> Tensor:
+    """At which place the right person stands when people are ordered by likeness to a probe.
+
+    Args:
+        gallery: (G, dim) unit embeddings of photos with a name.
+        people: (G,) the names.
+        probes: (N, dim) unit embeddings.
+        truth: (N,) who they are.
+
+    Returns:
+        (N,) places from 1; one more than there are people for who is not in the gallery. A person
+        is as similar as their most similar photo.
+    """
+    names, index = people.unique(return_inverse=True)
+    likeness = probes @ gallery.T
+    best = likeness.new_full((len(probes), len(names)), -2.0)
+    best.scatter_reduce_(1, index.expand_as(likeness), likeness, "amax")
+    right = names == truth[:, None]
+    own = best.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+    return 1 + ((best > own) & ~right).sum(1)
+
+
 def rank_accuracy(
     gallery: Tensor, people: Tensor, probes: Tensor, truth: Tensor, rank: int = 1
 ) -> float:
@@ -244,14 +266,10 @@ def rank_accuracy(
     Raises:
         ValueError: there are fewer people than `rank`.
     """
-    names, index = people.unique(return_inverse=True)
-    if not 1 <= rank <= len(names):
-        raise ValueError(f"rank must lie between 1 and {len(names)}, the people, not {rank}")
-    likeness = probes @ gallery.T
-    best = likeness.new_full((len(probes), len(names)), -2.0)
-    best.scatter_reduce_(1, index.expand_as(likeness), likeness, "amax")
-    found = names[best.topk(rank, dim=1).indices]
-    return (found == truth[:, None]).any(1).double().mean().item()
+    num_people = len(people.unique())
+    if not 1 <= rank <= num_people:
+        raise ValueError(f"rank must lie between 1 and {num_people}, the people, not {rank}")
+    return (ranks(gallery, people, probes, truth) <= rank).double().mean().item()
 
 
 def pairs(embeddings: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,10 @@ QUICK = {
         dict(NUM_STEPS=20),
         dict(num_draws=3, num_epochs=5, gan_steps=5),
     ),
+    "attacks/inversion_class": (
+        dict(NUM_STEPS=21),
+        dict(strangers=40, epochs=2, cnn_epochs=1, ae_epochs=2, gan_steps=10, repeats=3),
+    ),
     "attacks/membership_label_only": (
         dict(NUM_EPOCHS=3),
         dict(num_victims=4, sweep_victims=2, num_steps=3, num_directions=4, noise_queries=8),
