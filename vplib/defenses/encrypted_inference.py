@@ -146,9 +146,8 @@ class TensorClient:
     """
 
     def __init__(self, offer: bytes, session_key: bytes):
-        self.offer, self.session_key = messages.Offer(session_key, offer), session_key
-        if self.offer.form != TensorServer.form:
-            raise MessageError(f"the offer is of form {self.offer.form!r}, not 'tensor'")
+        self.offer = messages.Offer(session_key, offer, TensorServer.form)
+        self.session_key = session_key
         self.parameters = self.offer.parameters
         self.batch_size = self.parameters.slots - 1  # one slot holds the known-answer image
         self._context = tenseal.context(

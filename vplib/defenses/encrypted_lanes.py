@@ -187,9 +187,8 @@ class LaneClient:
     """
 
     def __init__(self, offer: bytes, session_key: bytes):
-        self.offer, self.session_key = messages.Offer(session_key, offer), session_key
-        if self.offer.form != LaneServer.form:
-            raise MessageError(f"the offer is of form {self.offer.form!r}, not 'lanes'")
+        self.offer = messages.Offer(session_key, offer, LaneServer.form)
+        self.session_key = session_key
         self.parameters = self.offer.parameters
         self.batch_size = self.parameters.slots - 1  # one slot holds the known-answer image
         self._context, primes = self.parameters.seal_context()

@@ -263,12 +263,18 @@ class Offer:
 
     Args:
         session_key: that of both sides.
-        message: as `offer` wrote it.
+        message: as `write_offer` wrote it.
+        form: the form that the reader speaks; any if None.
+
+    Raises:
+        MessageError: the offer is not of this session or form.
     """
 
-    def __init__(self, session_key: bytes, message: bytes):
+    def __init__(self, session_key: bytes, message: bytes, form: str | None = None):
         header, body = unpack_message(session_key, message, "offer")
         self.form, self.image_size = header["form"], header["image_size"]
+        if form is not None and self.form != form:
+            raise MessageError(f"the offer is of form {self.form!r}, not {form!r}")
         self.parameters = Parameters.read(header["parameters"])
         self.scale, self.tolerance = header["scale"], header["tolerance"]
         self.layout = header["layout"]

@@ -321,9 +321,8 @@ class TapClient:
     batch_size = 1
 
     def __init__(self, offer: bytes, session_key: bytes):
-        self.offer, self.session_key = messages.Offer(session_key, offer), session_key
-        if self.offer.form != TapServer.form:
-            raise MessageError(f"the offer is of form {self.offer.form!r}, not 'taps'")
+        self.offer = messages.Offer(session_key, offer, TapServer.form)
+        self.session_key = session_key
         self.parameters = self.offer.parameters
         self._packing = Packing(self.parameters.slots, self.offer.layout)
         self._context, _ = self.parameters.seal_context()
