@@ -5,6 +5,7 @@ decides what is trained on what; here is only how K forward and backward passes 
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,25 @@ def wins(model: nn.Module, images: Tensor) -> bool:
     convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
     plain = isinstance(model, nn.Sequential)
     return plain and (not convolutions or images.shape[-1] <= 16)
+
+
+@contextmanager
+def one_thread(images: Tensor):
+    """Tiny products run on one core inside.
+
+    A second one gains little on them, and where others want it too (thirty students on one
+    server, two test workers) waiting for it costs twenty times as much.
+
+    Args:
+        images: (N, ...) what is computed on; large ones, and other devices, keep their threads.
+    """
+    before = torch.get_num_threads()
+    tiny = images.device.type == "cpu" and images[0].numel() < 4096
+    torch.set_num_threads(1 if tiny else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def forward_of(net: nn.Module) -> Callable[[State, Tensor], Tensor] | None:

@@ -77,7 +77,7 @@ def fit(
         )
     order = torch.Generator().manual_seed(_derive(seed, "order"))
     epochs = range(num_epochs)
-    with _seeded(_derive(seed, "dropout")), _one_thread(images):
+    with _seeded(_derive(seed, "dropout")), batched.one_thread(images):
         for _ in experiment.progress(epochs, description) if description else epochs:
             for rows in torch.randperm(len(images), generator=order).split(batch_size):
                 rows = rows.to(images.device)
@@ -310,7 +310,7 @@ def fit_gan(
     steppers = [
         torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.999), fused=True) for net in nets
     ]
-    with _seeded(_derive(seed, "gan")), _one_thread(images):
+    with _seeded(_derive(seed, "gan")), batched.one_thread(images):
         for _ in experiment.progress(range(num_steps), "generator"):
             real = images[torch.randint(len(images), (batch_size,)).to(images.device)]
             fake = generator(torch.randn(batch_size, num_latents).to(images.device))
@@ -388,22 +388,6 @@ def _seeded(seed: int):
         yield
 
 
-@contextmanager
-def _one_thread(images: Tensor):
-    """Tiny products run on one core inside.
-
-    A second one gains little on them, and where others want it too (thirty students on one
-    server, two test workers) waiting for it costs twenty times as much.
-    """
-    before = torch.get_num_threads()
-    tiny = images.device.type == "cpu" and images[0].numel() < 4096
-    torch.set_num_threads(1 if tiny else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
     """Trains some models, one after another or stacked; returns their stacked state."""
     models = [model.to(images.device) for model in models]
@@ -420,7 +404,7 @@ def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
     update = batched.updater(list(state.values()), *(settings[name] for name in names))
     gradients = batched.closed_form(models[0], state) or batched.by_autograd(forward, state)
     orders = [torch.Generator().manual_seed(_derive(seed, "order")) for seed in seeds]
-    with _one_thread(images):
+    with batched.one_thread(images):
         for _ in range(settings["num_epochs"]):
             order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
             shuffled = subsets.gather(1, order.to(images.device))

@@ -45,7 +45,7 @@ def with_norm(mode):
 def test_simulated_gradients_are_those_of_autograd(build, batch):
     model, (images, labels) = build(), clients(batch=batch)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = attack.simulate(model, images, one_hot(labels))
+    found = federated.simulate(model, images, one_hot(labels))
     for k, message in enumerate(sent_by(model, images, labels)):
         for name, value in message.values.items():
             assert torch.allclose(found[name][k], value, atol=1e-12)
@@ -53,10 +53,11 @@ def test_simulated_gradients_are_those_of_autograd(build, batch):
         assert torch.equal(value, before[name])  # running statistics too
 
 
-def test_simulated_updates_are_those_of_the_client():
-    model, (images, labels) = network(), clients(batch=4)
+@pytest.mark.parametrize("build", [network, lambda: with_norm(False)])  # unfolded, and by vmap
+def test_simulated_updates_are_those_of_the_client(build):
+    model, (images, labels) = build(), clients(batch=4)
     recipe = dict(lr=0.3, num_steps=5, batch_size=2)
-    found = attack.simulate(model, images, one_hot(labels), **recipe)
+    found = federated.simulate(model, images, one_hot(labels), **recipe)
     for k in range(len(images)):
         update = federated.share_update(model, images[k], labels[k], **recipe)
         for name, value in update.values.items():

@@ -5,7 +5,6 @@ and the shape of an image. What is granted beyond that is an argument of its own
 number of local steps, their learning rate and batch size. No function here receives an image.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.func import functional_call, grad, replace_all_batch_norm_modules_, vmap
 
-from vplib import experiment, federated, lbfgs, metrics
+from vplib import batched, experiment, federated, lbfgs, metrics
 
 STARTS = ("gray", "uniform", "normal", "patterned", "dark")
 OBJECTIVES = ("squared", "cosine")
@@ -40,61 +38,6 @@ class Inversion:
     path: Tensor
     path_values: Tensor
     evaluations: Tensor
-
-
-def simulate(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    lr: float | None = None,
-    num_steps: int | None = None,
-    batch_size: int | None = None,
-) -> dict[str, Tensor]:
-    """The messages that K clients with these images would send, differentiable in the images.
-
-    Batch norm in training mode takes the statistics of each client's own batch, as the client did.
-
-    Args:
-        model: as the server sent it; its mode (train or eval) is that of the clients.
-        images: (K, B, C, H, W).
-        labels: (K, B, classes) probabilities.
-        lr: learning rate of local steps.
-        num_steps: local steps; None for a gradient instead of an update.
-        batch_size: images a local step, in order; all by default.
-
-    Returns:
-        By parameter name (K, ...).
-
-    Raises:
-        ValueError: the model drops units at random, which nobody else can repeat.
-    """
-    dropout = nn.modules.dropout._DropoutNd
-    if model.training and any(isinstance(m, dropout) for m in model.modules()):
-        raise ValueError(
-            "dropout in training mode: the attacker does not know which units the client dropped; "
-            "call model.eval(), or take a model without dropout"
-        )
-    bare = copy.deepcopy(model).requires_grad_(False)
-    if model.training:
-        replace_all_batch_norm_modules_(bare)  # no running statistics, which vmap cannot update
-    buffers = dict(bare.named_buffers())
-    start = dict(bare.named_parameters())
-
-    def loss(parameters, x, y):
-        outputs = functional_call(bare, {**parameters, **buffers}, (x,))
-        return -(y * F.log_softmax(outputs, -1)).sum(-1).mean()
-
-    def message(x, y):
-        if num_steps is None:
-            return grad(loss)(start, x, y)
-        here, order = start, torch.arange(len(x), device=x.device)
-        for rows in federated.local_batches(order, num_steps, batch_size or len(x)):
-            slopes = grad(loss)(here, x[rows], y[rows])
-            here = {name: value - lr * slopes[name] for name, value in here.items()}
-        return {name: here[name] - start[name] for name in start}
-
-    return vmap(message)(images, labels)
 
 
 def invert_gradient(
@@ -183,7 +126,7 @@ def invert_gradient(
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             x, y = parts(points, rows)
-            found = simulate(model, x, y, **steps)
+            found = federated.simulate(model, x, y, **steps)
             dot = square = distance = 0
             for name, value in found.items():
                 wanted, mask = targets[name][rows], kept[name][rows]
@@ -214,12 +157,13 @@ def invert_gradient(
         starts = torch.cat([starts, free], 1)
     starts = starts.to(like)
     settings = dict(keep_every=keep_every, description=description)
-    if optimizer == "lbfgs":
-        found = lbfgs.minimize(
-            evaluate, starts, num_evaluations, line_search=line_search, **settings
-        )
-    else:
-        found = _signed_adam(evaluate, starts, num_evaluations, step_size, pixels, **settings)
+    with batched.one_thread(starts[:, :pixels]):
+        if optimizer == "lbfgs":
+            found = lbfgs.minimize(
+                evaluate, starts, num_evaluations, line_search=line_search, **settings
+            )
+        else:
+            found = _signed_adam(evaluate, starts, num_evaluations, step_size, pixels, **settings)
     best = found.values.view(restarts, num).nan_to_num(torch.inf).argmin(0)
     rows = best * num + torch.arange(num, device=best.device)
     images, told = parts(found.points[rows], torch.arange(num, device=best.device))
