@@ -20,6 +20,11 @@ QUICK = {
         dict(NUM_STEPS=21),
         dict(strangers=40, epochs=2, cnn_epochs=1, ae_epochs=2, gan_steps=10, repeats=3),
     ),
+    "attacks/inversion_gradient": (
+        dict(),
+        dict(num_core=4, num_grid=8, num_few=4, num_pairs=4, num_deep=2, adam_steps=8)
+        | dict(core_evaluations=20, evaluations=6, fed_rounds=2),
+    ),
     "attacks/membership_label_only": (
         dict(NUM_EPOCHS=3),
         dict(num_victims=4, sweep_victims=2, num_steps=3, num_directions=4, noise_queries=8),
