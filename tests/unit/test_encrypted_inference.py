@@ -230,8 +230,19 @@ def test_lanes_refuse_before_encrypting(network):
 def test_the_plain_form_answers_as_the_network(tensor_sides, network):
     server, client = tensor_sides
     found = client.decrypt(map(server.answer, client.encrypt(IMAGES)))
-    assert np.abs(found - network.logits(IMAGES)).max() < 0.02
+    assert np.abs(found - network.logits(IMAGES)).max() < 0.002
     client.check(None)
+
+
+@pytest.mark.parametrize("seed", [6, 8, 17])  # where products off by TenSEAL's scale showed most
+def test_the_plain_form_undoes_the_drift_of_the_scale(seed):
+    tiny = inference.random_network(seed, image_size=5, kernel=3, hidden=4)
+    images = np.random.default_rng(seed).random((5, 1, 5, 5))
+    server = inference.TensorServer(tiny, SESSION, images[0, 0])
+    client = inference.connect(server.offer(), SESSION)
+    server.answer(client.keys())
+    found, truth = client.decrypt(map(server.answer, client.encrypt(images))), tiny.logits(images)
+    assert np.abs(found - truth).max() < 0.002 * np.abs(truth).max()  # 0.02 without the repair
 
 
 def test_the_plain_form_is_exact_enough_where_the_bound_is_large(network):
@@ -242,7 +253,7 @@ def test_the_plain_form_is_exact_enough_where_the_bound_is_large(network):
     server.answer(client.keys())
     found = client.decrypt(map(server.answer, client.encrypt(IMAGES[:1])))
     truth = loud.logits(IMAGES[:1])
-    assert np.abs(found - truth).max() < 0.02 * np.abs(truth).max()
+    assert np.abs(found - truth).max() < 0.005 * np.abs(truth).max()
 
 
 @pytest.mark.parametrize(

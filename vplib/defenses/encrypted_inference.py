@@ -92,14 +92,19 @@ class TensorServer:
             )
         self.known, self.network = np.asarray(known, float), network
         tiny = 2.0**-20  # TenSEAL refuses a product with what encodes to zero
+        # TenSEAL divides each product by a prime and takes it for 2^scale_bits, which is some 0.5 %
+        # more. Squares have no weight to put that right, so the next product does it for them.
+        _, primes = parameters.seal_context()
+        drift = [prime / 2.0**parameters.scale_bits for prime in primes[-2:-7:-1]]
+        repairs = drift[0], drift[1] * drift[2], drift[3] * drift[4] * self.factor
         layers = [
-            (np.where(np.abs(weight) < tiny, tiny, weight), bias)
-            for weight, bias in network.layers()
+            (np.where(np.abs(weight) < tiny, tiny, weight) * repair, bias)
+            for (weight, bias), repair in zip(network.layers(), repairs, strict=True)
         ]
-        layers[2] = layers[2][0] * self.factor, layers[2][1] * self.factor
+        layers[2] = layers[2][0], layers[2][1] * self.factor
         self.scaled, self._contexts = network.with_layers(layers), {}
-        # Measured: rescaling at 26 bits leaves some 2 % of the largest logit.
-        self.tolerance = 0.05 * np.abs(network.logits(self.known)).max() + 0.5 / self.factor
+        # Measured, 20 networks: at most 0.4 % of the largest logit, 0.1 % for most.
+        self.tolerance = 0.01 * np.abs(network.logits(self.known)).max() + 0.5 / self.factor
 
     def offer(self) -> bytes:
         """The server's public description."""
