@@ -198,7 +198,9 @@ def train_dpgan(
             if (step + 1) % critic_steps == 0:
                 step_generator(generators, stepper, critics, batch_size, loss)
         check_finite(generators.state, generator_lr)
-    return Trained(frozen(generators), {k: v.detach() for k, v in critics.items()}, torch.stack(trace))
+    return Trained(
+        frozen(generators), {k: v.detach() for k, v in critics.items()}, torch.stack(trace)
+    )
 
 
 def train_classifiers(
@@ -287,9 +289,7 @@ def clipped_sum(parts: Sequence[Factors], clip: float, taken: Tensor) -> list[Te
     return sums
 
 
-def factors(
-    state: State, x: Tensor, slope: Callable[[Tensor], Tensor]
-) -> tuple[Factors, Tensor]:
+def factors(state: State, x: Tensor, slope: Callable[[Tensor], Tensor]) -> tuple[Factors, Tensor]:
     """Each example's gradient as a pair of vectors a layer, and the networks' answers.
 
     Args:

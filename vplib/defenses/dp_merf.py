@@ -1,5 +1,4 @@
-"""DP-MERF: noise once, on the mean of random features; then train a generator for as long as liked.
-"""
+"""DP-MERF: noise once, on sums of random features; then train a generator as long as one likes."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ def train_dp_merf(
     sigmas: Sequence[float],
     *,
     num_features: int = 250,
-    length_scale: float = 1.5,
+    length_scale: float | None = None,
     num_steps: int = 300,
     per_class: int = 10,
     lr: float = 0.02,
@@ -52,7 +51,8 @@ def train_dp_merf(
         num_classes: number of classes; their frequencies are taken as uniform.
         sigmas: R noise multipliers, of one release: the sums change by at most 1 with one image.
         num_features: frequencies.
-        length_scale: of the kernel, in pixel values; a constant, not the private images' median.
+        length_scale: of the kernel; None: a quarter of the root of the number of pixels. Never the
+            private images' median distance, which would be a release of its own.
         num_steps: of the generator; costs no privacy.
         per_class: generated images of each class a step.
         lr: learning rate of Adam.
@@ -68,6 +68,7 @@ def train_dp_merf(
         image more or less, so the sensitivity is 1, not the paper's 2 of an image replaced.
     """
     dp_gan._check(images, labels, num_classes, sigmas, num_steps)
+    length_scale = length_scale or math.sqrt(images[0].numel()) / 4
     sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
     with training._seeded(seed), training._one_thread(images):
         frequencies = torch.randn(images[0].numel(), num_features).to(images) / length_scale

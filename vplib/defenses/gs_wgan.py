@@ -130,7 +130,9 @@ def train_gs_wgan(
     """
     dp_gan._check(images, labels, num_classes, sigmas, num_steps)
     if num_discriminators < 1 or not clip > 0:
-        raise ValueError(f"num_discriminators {num_discriminators} and clip {clip} must be positive")
+        raise ValueError(
+            f"num_discriminators {num_discriminators} and clip {clip} must be positive"
+        )
     sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
     private = dp_gan.with_class(images.flatten(1), labels, num_classes)
     with training._seeded(seed), training._one_thread(images):

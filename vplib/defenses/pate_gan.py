@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vplib import experiment, training
 from vplib.defenses import dp_gan, gs_wgan
-from vplib.defenses.dp_gan import Generators
+from vplib.defenses.dp_gan import Generators, Trained
 
 ORDERS = np.array([1.25, 1.5, 1.75, *range(2, 65)])
 
@@ -39,7 +39,9 @@ def vote_epsilon(scale: float, num_votes: int, delta: float) -> float:
 
 def vote_scale(target: float, num_votes: int, delta: float) -> float:
     """The scale of the noise that keeps `vote_epsilon` at a target."""
-    return brentq(lambda s: vote_epsilon(s, num_votes, delta) - target, 1e-2, 1e5, rtol=1e-3) * 1.002
+    return (
+        brentq(lambda s: vote_epsilon(s, num_votes, delta) - target, 1e-2, 1e5, rtol=1e-3) * 1.002
+    )
 
 
 def train_pate_gan(
@@ -49,19 +51,19 @@ def train_pate_gan(
     scales: Sequence[float],
     *,
     num_teachers: int = 20,
-    num_rounds: int = 20,
+    num_rounds: int = 100,
     votes_per_round: int = 20,
-    teacher_steps: int = 5,
+    teacher_steps: int = 1,
     student_steps: int = 10,
     generator_steps: int = 3,
-    lr: float = 0.01,
+    lr: float = 0.003,
     generator_lr: float = 0.01,
     hidden: Sequence[int] = (32,),
     num_latents: int = 16,
     batch_size: int = 32,
     seed: int = 0,
     description: str = "",
-) -> Generators:
+) -> Trained:
     """Generators trained against a student that has seen generated images and noisy votes only.
 
     Args:
@@ -83,6 +85,10 @@ def train_pate_gan(
         seed: of everything random.
         description: names the progress bar; empty for none.
 
+    Returns:
+        Generators, students, and (rounds, R) the share of votes for "real", before noise: not
+        private, for the reader.
+
     Raises:
         ValueError: a setting is out of range.
 
@@ -103,7 +109,7 @@ def train_pate_gan(
         learn = dp_gan.optimizer(list(student.values()), lr, True)
         rows, sizes = gs_wgan.partition(len(images), num_teachers, runs, device)
         asked = private.new_zeros(runs, 0, private.shape[1])
-        said = private.new_zeros(runs, 0)
+        said, trace = private.new_zeros(runs, 0), []
         rounds = range(num_rounds)
         for _ in experiment.progress(rounds, description) if description else rounds:
             for _ in range(teacher_steps):
@@ -117,6 +123,7 @@ def train_pate_gan(
             votes = dp_gan.respond(teachers, new.repeat_interleave(num_teachers, 0))[..., 0] > 0
             count = votes.view(runs, num_teachers, -1).float().sum(1)
             noised = dp_gan.release(count, scale, "laplace")
+            trace.append(count.mean(1).cpu() / num_teachers)
             asked = torch.cat([asked, new], 1)
             said = torch.cat([said, (noised > num_teachers / 2).float()], 1)
             for _ in range(student_steps):
@@ -126,7 +133,8 @@ def train_pate_gan(
             for _ in range(generator_steps):
                 dp_gan.step_generator(generators, stepper, student, batch_size, "logistic")
         dp_gan.check_finite(generators.state, generator_lr)
-    return dp_gan.frozen(generators)
+    students = {name: value.detach() for name, value in student.items()}
+    return Trained(dp_gan.frozen(generators), students, torch.stack(trace))
 
 
 @torch.no_grad()
