@@ -107,6 +107,7 @@ def run_with_canaries(
     sample_rate: float,
     num_steps: int,
     lr: float,
+    clip: float,
     size: float = 1000.0,
     seed: int = 0,
 ) -> Tensor:
@@ -125,12 +126,15 @@ def run_with_canaries(
         sample_rate: of Poisson sampling.
         num_steps: steps.
         lr: learning rate, for sums divided by the expected batch size.
+        clip: norm that the code claims to clip to; the auditor, who knows the records and every
+            iterate, subtracts what the records are expected to add.
         size: norm of a canary's gradient before any clipping.
         seed: decides the model, batches, noise, and the canaries' coordinates.
 
     Returns:
-        (num_steps, m) each canary's coordinate of each step's released sum: what an auditor who
-        sees every iterate knows of it. Their sum over steps is what the final model shows.
+        (num_steps, m) each canary's coordinate of each step's released sum, less the records'
+        expected share: an auditor who sees every iterate knows all of it, and one who sees the
+        final model its sum over steps.
 
     Raises:
         ValueError: there are more canaries than parameters.
@@ -156,14 +160,17 @@ def run_with_canaries(
     per_example = vmap(grad(loss), in_dims=(None, 0, 0))
     released = torch.empty(num_steps, len(included))
     for t in range(num_steps):
-        chosen = torch.rand(len(images), generator=draws) < sample_rate
-        found = per_example(state, images[chosen], labels[chosen])
+        found = per_example(state, images, labels)
+        records = torch.cat([g.flatten(1) for g in found.values()], 1)
+        weights = (clip / records.norm(dim=1)).clamp(max=1)
+        known = sample_rate * (weights @ records)
+        records = records[torch.rand(len(images), generator=draws) < sample_rate]
         some = held[torch.rand(len(held), generator=draws) < sample_rate]
-        gradients = torch.zeros(int(chosen.sum()) + len(some), num_parameters)
-        gradients[: int(chosen.sum())] = torch.cat([g.flatten(1) for g in found.values()], 1)
-        gradients[torch.arange(len(some)) + int(chosen.sum()), some] = size
+        canaries = torch.zeros(len(some), num_parameters)
+        canaries[torch.arange(len(some)), some] = size
+        gradients = torch.cat([records, canaries])
         total = step(gradients, draws)
-        released[t] = total[where]
+        released[t] = (total - known)[where]
         parts = (lr / expected * total).split([value.numel() for value in state.values()])
         for value, part in zip(state.values(), parts, strict=True):
             value -= part.view_as(value)
