@@ -225,7 +225,12 @@ def zcdp_to_epsilon(rho: float, delta: float) -> float:
 
 
 def sigma_for(
-    target: float, delta: float, sample_rate: float, num_steps: int, accountant: str = "rdp"
+    target: float,
+    delta: float,
+    sample_rate: float,
+    num_steps: int,
+    accountant: str = "rdp",
+    num_records: int | None = None,
 ) -> float:
     """The smallest noise multiplier, to about 1 % of epsilon, that keeps a run within a budget.
 
@@ -235,11 +240,12 @@ def sigma_for(
         sample_rate: of Poisson sampling.
         num_steps: steps of the whole run.
         accountant: "rdp" or "prv".
+        num_records: size of the training set, to check delta against.
 
     Raises:
         ValueError: the request is impossible, or the accountant cannot be inverted.
     """
-    check_request(target, delta, sample_rate)
+    check_request(target, delta, sample_rate, num_records)
     if num_steps < 1:
         raise ValueError(f"a run needs at least one step, not {num_steps}")
     if accountant not in ("rdp", "prv"):
