@@ -203,60 +203,6 @@ def train_dpgan(
     )
 
 
-def train_classifiers(
-    images: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    sigmas: Sequence[float],
-    *,
-    sample_rate: float,
-    num_steps: int,
-    clip: float = 1.0,
-    lr: float = 0.01,
-    hidden: Sequence[int] = (32,),
-    seed: int = 0,
-) -> State:
-    """The rival: no images at all, but classifiers trained by DP-SGD at the same budget.
-
-    Args:
-        images: (N, C, H, W) private images.
-        labels: (N,) their classes.
-        num_classes: number of classes.
-        sigmas: R noise multipliers.
-        sample_rate: chance of each image to be in a step's batch.
-        num_steps: steps; with sigma and rate they decide epsilon.
-        clip: largest norm of one image's gradient.
-        lr: learning rate of Adam.
-        hidden: widths of hidden layers.
-        seed: of everything random.
-
-    Returns:
-        R classifiers, stacked; `respond(state, images)` gives their logits.
-
-    Raises:
-        ValueError: a setting is out of range.
-
-    Source:
-        Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1, with Adam.
-    """
-    _check(images, labels, num_classes, sigmas, num_steps)
-    sigma = torch.as_tensor(sigmas, device=images.device)
-    flat, hot = images.flatten(1), one_hot(labels, num_classes)
-    with training._seeded(seed), training._one_thread(images):
-        state = stack(flat.shape[1], num_classes, hidden, len(sigma), images.device)
-        update = optimizer(list(state.values()), lr, True)
-        for _ in range(num_steps):
-            rows, taken = poisson_batches(len(images), sample_rate, len(sigma), images.device)
-            truth = hot[rows]
-            with torch.no_grad():
-                found, _ = factors(state, flat[rows], lambda z, y=truth: z.softmax(-1) - y)
-                sums = release_all(clipped_sum([found], clip, taken), sigma * clip)
-            for weight, total in zip(state.values(), sums, strict=True):
-                weight.grad = total / (sample_rate * len(images))
-            update.step()
-    return {name: value.detach() for name, value in state.items()}
-
-
 def clipped_sum(parts: Sequence[Factors], clip: float, taken: Tensor) -> list[Tensor]:
     """The sum over a batch of gradients, each clipped to a norm; no single gradient is formed.
 

@@ -1,4 +1,4 @@
-"""PATE-GAN: teachers vote on generated images, noise is on the votes, a student learns from them."""
+"""PATE-GAN: teachers vote on generated images, the votes are noised, a student learns from them."""
 
 from collections.abc import Sequence
 
