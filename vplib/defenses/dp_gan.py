@@ -114,6 +114,7 @@ def train_dpgan(
     hidden: Sequence[int] = (32,),
     num_latents: int = 16,
     batch_size: int = 64,
+    subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
 ) -> Trained:
@@ -138,6 +139,7 @@ def train_dpgan(
         hidden: widths of the discriminator's hidden layers; the generator has one of 64.
         num_latents: size of a latent vector.
         batch_size: generated images a step of the generator.
+        subsets: (R, n) rows that each run trains on; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
 
@@ -163,7 +165,8 @@ def train_dpgan(
     sigma = torch.as_tensor(sigmas, device=images.device)
     runs, scale = len(sigma), torch.where(sigma > 0, sigma * clip, 0.0)
     private = with_class(images.flatten(1), labels, num_classes)
-    expected, logistic = sample_rate * len(images), loss == "logistic"
+    subsets = own_rows(subsets, len(images), runs, images.device)
+    expected, logistic = sample_rate * subsets.shape[1], loss == "logistic"
     with training._seeded(seed), training._one_thread(images):
         generators, stepper = new_generators(
             images, num_classes, runs, num_latents, generator_lr, logistic
@@ -173,7 +176,8 @@ def train_dpgan(
         update = optimizer(weights, lr, logistic)
         steps = range(num_steps)
         for step in experiment.progress(steps, description) if description else steps:
-            rows, taken = poisson_batches(len(images), sample_rate, runs, images.device)
+            rows, taken = poisson_batches(subsets.shape[1], sample_rate, runs, images.device)
+            rows = subsets.gather(1, rows)
             fakes = labels[rows] if pairing == "pairs" else None
             if fakes is None:  # as many as expected, whatever the batch: no trace of the records
                 fakes = random_labels(num_classes, runs, max(1, round(expected)), images.device)
@@ -281,6 +285,14 @@ def poisson_batches(num_records: int, rate: float, runs: int, device) -> tuple[T
     largest = max(1, int((coins < rate).sum(1).max()))
     coin, rows = coins.topk(largest, largest=False, sorted=False)
     return rows, (coin < rate).float()
+
+
+def own_rows(subsets: Tensor | None, num_images: int, runs: int, device) -> Tensor:
+    """(R, n) rows of each run: these, or all of them."""
+    rows = torch.arange(num_images).expand(runs, -1) if subsets is None else subsets
+    if rows.ndim != 2 or len(rows) != runs or rows.dtype != torch.int64:
+        raise ValueError(f"subsets must be int64 rows, one line for each of {runs} runs")
+    return rows.to(device)
 
 
 def layers(state: State) -> list[tuple[Tensor, Tensor]]:

@@ -40,6 +40,7 @@ def train_dp_merf(
     per_class: int = 10,
     lr: float = 0.02,
     num_latents: int = 16,
+    subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
 ) -> Generators:
@@ -57,6 +58,7 @@ def train_dp_merf(
         per_class: generated images of each class a step.
         lr: learning rate of Adam.
         num_latents: size of a latent vector.
+        subsets: (R, n) rows that each run trains on; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
 
@@ -70,11 +72,13 @@ def train_dp_merf(
     dp_gan._check(images, labels, num_classes, sigmas, num_steps)
     length_scale = length_scale or math.sqrt(images[0].numel()) / 4
     sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
+    subsets = dp_gan.own_rows(subsets, len(images), runs, images.device)
     with training._seeded(seed), training._one_thread(images):
         frequencies = torch.randn(images[0].numel(), num_features).to(images) / length_scale
         features = random_features(images.flatten(1), frequencies)
-        sums = dp_gan.one_hot(labels, num_classes).T @ features  # (classes, 2 F)
-        target = dp_gan.release(sums.expand(runs, -1, -1), sigma) * num_classes / len(images)
+        hot = dp_gan.one_hot(labels, num_classes)
+        sums = torch.stack([hot[rows].T @ features[rows] for rows in subsets])
+        target = dp_gan.release(sums, sigma) * num_classes / subsets.shape[1]
         generators, stepper = dp_gan.new_generators(images, num_classes, runs, num_latents, lr)
         classes = torch.arange(num_classes, device=images.device)
         wanted = classes.repeat_interleave(per_class).expand(runs, -1)

@@ -94,6 +94,7 @@ def train_gs_wgan(
     num_latents: int = 16,
     batch_size: int = 32,
     critic_batch: int = 8,
+    subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
 ) -> Generators:
@@ -117,6 +118,7 @@ def train_gs_wgan(
         num_latents: size of a latent vector.
         batch_size: generated images a step.
         critic_batch: real images a discriminator and step.
+        subsets: (R, n) rows that each run trains on; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
 
@@ -142,7 +144,8 @@ def train_gs_wgan(
         parts = runs * num_discriminators
         critics = dp_gan.stack(private.shape[1], 1, hidden, parts, images.device)
         update = dp_gan.optimizer(list(critics.values()), lr, True)
-        rows, sizes = partition(len(images), num_discriminators, runs, images.device)
+        subsets = dp_gan.own_rows(subsets, len(images), runs, images.device)
+        rows, sizes = partition(subsets, num_discriminators)
         steps = range(num_steps)
         for step in experiment.progress(steps, description) if description else steps:
             for _ in range(critic_steps + (warm_up if step == 0 else 0)):
@@ -216,17 +219,21 @@ def step_critics(critics: State, update, generators, real, present, penalty: flo
     update.step()
 
 
-def partition(num_records: int, num_parts: int, runs: int, device) -> tuple[Tensor, Tensor]:
+def partition(subsets: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
     """Each record's part, drawn independently of all others, so that a neighbour moves nobody.
 
+    Args:
+        subsets: (R, n) rows of each run.
+        num_parts: K.
+
     Returns:
-        (R, K, most) rows of each part, padded with row 0, and (R, K) how many there are.
+        (R, K, most) rows of each part, padded with some row, and (R, K) how many count.
     """
-    part = torch.randint(num_parts, (runs, num_records)).to(device)
-    inside = part.unsqueeze(1) == torch.arange(num_parts, device=device)[:, None]
+    part = torch.randint(num_parts, subsets.shape).to(subsets.device)
+    inside = part.unsqueeze(1) == torch.arange(num_parts, device=part.device)[:, None]
     sizes = inside.sum(-1)
-    rows = (~inside).int().argsort(dim=-1, stable=True)[..., : int(sizes.max())]
-    return rows * (torch.arange(rows.shape[-1], device=device) < sizes.unsqueeze(-1)), sizes
+    places = (~inside).int().argsort(dim=-1, stable=True)[..., : int(sizes.max())]
+    return subsets.gather(1, places.flatten(1)).view_as(places), sizes
 
 
 def draw_own(rows: Tensor, sizes: Tensor, num: int) -> Tensor:

@@ -61,6 +61,7 @@ def train_pate_gan(
     hidden: Sequence[int] = (32,),
     num_latents: int = 16,
     batch_size: int = 32,
+    subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
 ) -> Trained:
@@ -82,6 +83,7 @@ def train_pate_gan(
         hidden: widths of a discriminator's hidden layers.
         num_latents: size of a latent vector.
         batch_size: images a step.
+        subsets: (R, n) rows that each run trains on; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
 
@@ -107,7 +109,8 @@ def train_pate_gan(
         student = dp_gan.stack(private.shape[1], 1, hidden, runs, device)
         teach = dp_gan.optimizer(list(teachers.values()), lr, True)
         learn = dp_gan.optimizer(list(student.values()), lr, True)
-        rows, sizes = gs_wgan.partition(len(images), num_teachers, runs, device)
+        subsets = dp_gan.own_rows(subsets, len(images), runs, images.device)
+        rows, sizes = gs_wgan.partition(subsets, num_teachers)
         asked = private.new_zeros(runs, 0, private.shape[1])
         said, trace = private.new_zeros(runs, 0), []
         rounds = range(num_rounds)
