@@ -28,13 +28,17 @@ def vote_epsilon(scale: float, num_votes: int, delta: float) -> float:
         Mironov, Renyi differential privacy, CSF 2017, table II. PATE-GAN's own epsilon is smaller
         where teachers agree, but depends on the private images, and so may not be printed.
     """
-    a, b = ORDERS, 1 / scale
-    spent = np.logaddexp(
-        np.log(a / (2 * a - 1)) + (a - 1) * b, np.log((a - 1) / (2 * a - 1)) - a * b
-    ) / (a - 1)
+    spent = num_votes * laplace_renyi(scale)
     with gs_wgan.quiet():
-        epsilon, _ = renyi.get_privacy_spent(orders=list(a), rdp=num_votes * spent, delta=delta)
-    return min(float(epsilon), num_votes * b)
+        epsilon, _ = renyi.get_privacy_spent(orders=list(ORDERS), rdp=spent, delta=delta)
+    return min(float(epsilon), num_votes / scale)
+
+
+def laplace_renyi(scale: float) -> np.ndarray:
+    """The Renyi divergence, at `ORDERS`, between Laplace noise and itself one further (Mironov)."""
+    a, b = ORDERS, 1 / scale
+    near = np.log(a / (2 * a - 1)) + (a - 1) * b
+    return np.logaddexp(near, np.log((a - 1) / (2 * a - 1)) - a * b) / (a - 1)
 
 
 def vote_scale(target: float, num_votes: int, delta: float) -> float:
