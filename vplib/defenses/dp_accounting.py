@@ -21,7 +21,7 @@ from opacus.accountants.utils import get_noise_multiplier
 from vplib import experiment
 
 Phase = tuple[float, float, int]
-ORDERS = [1 + x / 10 for x in range(1, 20)] + [3 + x / 4 for x in range(8)]  # slow: fractions
+ORDERS = [1.1, 1.2, 1.35, 1.5, 1.7, *(2 + x / 4 for x in range(4)), 3, 3.5, 4, 4.5]  # few: slow
 ORDERS += [*range(5, 64), 80, 96, 128, 192, 256, 512]
 ADD_REMOVE = "one record more or less"
 BLANKED = "one record's gradient replaced by zero"

@@ -5,6 +5,7 @@ their weights are stacked as in `vplib.batched`. `dp_accounting` says what a run
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class Private(NamedTuple):
             note: what is not accounted for, such as tuning.
         """
         if self.sampling == "reshuffle":
-            return dp_accounting.zcdp_reshuffled(self.histories[k], delta)
+            return replace(dp_accounting.zcdp_reshuffled(self.histories[k], delta), note=note)
         return dp_accounting.state(self.histories[k], delta, accountant, note)
 
 
