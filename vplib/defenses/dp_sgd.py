@@ -55,7 +55,8 @@ def clipped_sums(net: nn.Module) -> Sums:
     """Sums of clipped per-example gradients for K models like this one.
 
     In an MLP the gradient of a linear layer is an outer product, so its norm and the clipped sum
-    need no per-example gradient in memory (ghost clipping); other models go through vmap.
+    need no per-example gradient in memory (ghost clipping); other models go through vmap, which on
+    a CPU is slower than Opacus one model after another (tests/benchmarks).
 
     Args:
         net: one such model.
