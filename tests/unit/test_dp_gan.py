@@ -1,0 +1,385 @@
+"""Private generators: one door for noise, sensitivities, accountants, clipping, attacks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from vplib import models
+from vplib.attacks import membership_generative as attack
+from vplib.defenses import dp_accounting, dp_gan, dp_merf, gs_wgan, pate_gan
+from vplib.exercises import dp_gan as exercises
+
+SHAPE, CLASSES, N = (1, 4, 4), 3, 30
+
+
+def records(swap=None):
+    """Images and labels; with `swap`, another image or another label for record 7."""
+    g = torch.Generator().manual_seed(5)
+    images = torch.rand(N, *SHAPE, generator=g)
+    labels = torch.arange(N) % CLASSES
+    if swap == "image":
+        images[7] = 1 - images[7]
+    if swap == "label":
+        labels[7] = (labels[7] + 1) % CLASSES
+    return images, labels
+
+
+def dpgan(pairing, loss="logistic", **settings):
+    def train(images, labels, noise):
+        made = dp_gan.train_dpgan(
+            images, labels, CLASSES, [noise] * 2, sample_rate=0.9, num_steps=6, critic_steps=2,
+            pairing=pairing, loss=loss, hidden=(5,), **settings,
+        )  # fmt: skip
+        return made.generators.state | {f"critic {k}": v for k, v in made.critics.items()}
+
+    return train
+
+
+def gs(images, labels, noise):
+    return gs_wgan.train_gs_wgan(
+        images, labels, CLASSES, [noise] * 2, num_discriminators=3, num_steps=4, warm_up=3,
+        hidden=(5,), batch_size=12,
+    ).state  # fmt: skip
+
+
+def pate(images, labels, noise):
+    made = pate_gan.train_pate_gan(
+        images, labels, CLASSES, [noise] * 2, num_teachers=3, num_rounds=4, teacher_steps=20,
+        lr=0.05, hidden=(5,), votes_per_round=40,
+    )  # fmt: skip
+    return made.generators.state | {f"student {k}": v for k, v in made.critics.items()}
+
+
+def merf(images, labels, noise):
+    return dp_merf.train_dp_merf(
+        images, labels, CLASSES, [noise] * 2, num_features=20, num_steps=15
+    ).state
+
+
+METHODS = {
+    "DPGAN": dpgan("pairs", "wasserstein", weight_clip=0.1, clip=0.5),
+    "DP-CGAN": dpgan("halves", clip=0.5),
+    "GS-WGAN": gs,
+    "PATE-GAN": pate,
+    "DP-MERF": merf,
+}
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("swap", ["image", "label"])
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_reaches_the_generator_but_what_is_noised(name, swap, monkeypatch):
+    """With `release` replaced by a constant, a swapped record changes nothing that is published."""
+    train = METHODS[name]
+    before, after = train(*records(), 0.0), train(*records(swap), 0.0)
+    assert not equal(before, after)  # without noise the record does show
+
+    def constant(values, scale, law="normal"):
+        return torch.linspace(-1, 1, values.numel()).view(values.shape)
+
+    monkeypatch.setattr(dp_gan, "release", constant)
+    assert equal(train(*records(), 0.0), train(*records(swap), 0.0))
+
+
+@pytest.mark.parametrize("swap", ["image", "label"])
+@pytest.mark.parametrize(
+    ("name", "scale", "reach"),
+    [
+        ("DPGAN", 0.5 * 1.5, lambda d: d.norm(dim=1).max() <= 2 * 0.5),
+        ("DP-CGAN", 0.5 * 1.5, lambda d: d.norm(dim=1).max() <= 2 * 0.5),
+        ("GS-WGAN", 2 * 1.5, lambda d: d.norm(dim=2).max() <= 2),
+        ("PATE-GAN", 1.5, lambda d: d.abs().max() <= 1),
+        ("DP-MERF", 1.5, lambda d: d.flatten(1).norm(dim=1).max() <= 2),
+    ],
+)
+def test_a_swapped_record_moves_the_first_release_within_its_sensitivity(
+    name, scale, reach, swap, monkeypatch
+):
+    """Replaced is removed and added: twice the sensitivity where that is of one record less."""
+    seen, scales = [], []
+
+    def watch(values, scale, law="normal"):
+        seen.append(values.clone())
+        scales.append(scale.clone())
+        return values
+
+    monkeypatch.setattr(dp_gan, "release", watch)
+    METHODS[name](*records(), 1.5)
+    first, count = seen[0], len(seen)
+    METHODS[name](*records(swap), 1.5)
+    assert reach(seen[count] - first + 0.0)
+    assert torch.allclose(scales[0].float(), torch.tensor([scale, scale]))
+
+
+def test_gs_wgan_changes_only_what_the_records_own_discriminator_answers(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        dp_gan, "release", lambda v, s, law="normal": (seen.append(v.clone()), v)[1]
+    )
+    gs(*records(), 0.0)
+    count = len(seen)
+    gs(*records("image"), 0.0)
+    moved = ((seen[count] - seen[0]).norm(dim=2) > 1e-7).float().mean()
+    assert 0 < moved < 0.7  # one of three discriminators
+
+
+def test_clipped_sums_equal_a_loop_with_autograd():
+    critic = models.mlp((6,), 1, (5, 4))
+    x = torch.randn(2, 8, 6)
+    state = {name: value.detach()[None] for name, value in critic.named_parameters()}
+    taken = torch.tensor([[1.0, 1, 0, 1, 1, 1, 1, 1]])
+    for loss, value in (
+        ("wasserstein", lambda z, real: -z if real else z),
+        ("logistic", lambda z, real: torch.nn.functional.softplus(-z if real else z)),
+    ):
+        parts = [dp_gan.factors(state, x[i][None], dp_gan.push(loss, i == 0))[0] for i in (0, 1)]
+        for chosen in ([0], [0, 1]):
+            want = [torch.zeros_like(p) for p in critic.parameters()]
+            for k in range(8):
+                total = sum(value(critic(x[i, k][None]), i == 0).sum() for i in chosen)
+                found = torch.autograd.grad(total, list(critic.parameters()))
+                length = sum((g**2).sum() for g in found).sqrt()
+                for w, g in zip(want, found, strict=True):
+                    w += taken[0, k] * g * min(1.0, 0.3 / length)
+            got = dp_gan.clipped_sum([parts[i] for i in chosen], 0.3, taken)
+            for w, g in zip(want, got, strict=True):
+                assert torch.allclose(w, g[0], atol=1e-6)
+
+
+def test_one_record_weighs_at_most_the_clip_norm():
+    state = dp_gan.stack(6, 1, (5,), 1, "cpu")
+    x, taken = 5 * torch.randn(1, 8, 6), torch.ones(1, 8)
+    parts = [dp_gan.factors(state, x, dp_gan.push("wasserstein", True))[0]]
+    without = taken.clone()
+    without[0, 3] = 0
+    pairs = zip(*(dp_gan.clipped_sum(parts, 0.2, t) for t in (taken, without)), strict=True)
+    assert sum(((a - b) ** 2).sum() for a, b in pairs).sqrt() <= 0.2 + 1e-6
+
+
+def test_noise_has_its_stated_spread():
+    """Two-sided tests on 40,000 values each; the four together err once in a thousand runs."""
+    torch.manual_seed(0)
+    scale, num = torch.tensor([1.0, 3.0]), 40_000
+    normal = dp_gan.release(torch.zeros(2, num), scale)
+    assert ((normal.std(1) / scale - 1).abs() < 3.7 / math.sqrt(2 * num)).all()
+    laplace = dp_gan.release(torch.zeros(2, num), scale, "laplace")
+    assert ((laplace.abs().mean(1) / scale - 1).abs() < 3.7 / math.sqrt(num)).all()
+
+
+def test_poisson_batches_are_independent_coins():
+    torch.manual_seed(0)
+    hits = torch.zeros(50)
+    for _ in range(400):
+        rows, taken = dp_gan.poisson_batches(50, 0.2, 3, "cpu")
+        assert all(len(set(r.tolist())) == len(r) for r in rows)
+        hits.scatter_add_(0, rows.flatten(), taken.flatten())
+    assert ((hits / 1200 - 0.2).abs() < 4.5 * math.sqrt(0.16 / 1200)).all()
+
+
+def test_each_record_is_in_exactly_one_part():
+    subsets = torch.stack([torch.arange(40), torch.arange(40) + 40])
+    rows, sizes = gs_wgan.partition(subsets, 6)
+    for run in (0, 1):
+        held = torch.cat([rows[run, k, : sizes[run, k]] for k in range(6)])
+        assert sorted(held.tolist()) == subsets[run].tolist()
+    drawn = gs_wgan.draw_own(rows, sizes, 9)
+    for run in (0, 1):
+        for k in range(6):
+            own = set(rows[run, k, : sizes[run, k]].tolist())
+            assert not own or set(drawn[run, k].tolist()) <= own
+
+
+def test_runs_see_their_own_rows_only():
+    subsets = torch.stack([torch.arange(5), torch.arange(10, 15)])  # record 7 is in none
+    for train in (
+        lambda x, y: (
+            dp_gan.train_dpgan(
+                x, y, CLASSES, [0, 0], sample_rate=0.9, num_steps=4, critic_steps=2, subsets=subsets
+            ).generators
+        ),
+        lambda x, y: dp_merf.train_dp_merf(x, y, CLASSES, [0, 0], num_steps=3, subsets=subsets),
+        lambda x, y: gs_wgan.train_gs_wgan(
+            x, y, CLASSES, [0, 0], num_discriminators=2, num_steps=2, warm_up=1, subsets=subsets
+        ),
+        lambda x, y: (
+            pate_gan.train_pate_gan(
+                x, y, CLASSES, [0, 0], num_teachers=2, num_rounds=2, subsets=subsets
+            ).generators
+        ),
+    ):
+        assert equal(train(*records()).state, train(*records("image")).state)
+
+
+def test_one_part_that_is_always_asked_is_the_gaussian_mechanism():
+    for sigma, releases in ((1.0, 1), (4.0, 10)):
+        got = gs_wgan.one_of_many_epsilon(sigma, 1, releases, 1e-5)
+        want = dp_accounting.epsilon([(sigma, 1.0, releases)], 1e-5)
+        assert got == pytest.approx(want, rel=0.03)
+
+
+@pytest.mark.parametrize(("sigma", "parts"), [(0.8, 10), (2.0, 40)])
+def test_one_release_costs_at_least_its_exact_epsilon(sigma, parts):
+    """The exact curve: delta(e') = q * delta_Gauss(ln(1 + (exp(e') - 1) / q))."""
+    delta = 1e-5
+
+    def exact(epsilon):
+        inner = math.log1p(math.expm1(epsilon) * parts)
+        mass = norm.cdf(0.5 / sigma - inner * sigma)
+        return (mass - math.exp(inner) * norm.cdf(-0.5 / sigma - inner * sigma)) / parts
+
+    got = gs_wgan.one_of_many_epsilon(sigma, parts, 1, delta)
+    assert exact(got) <= delta < exact(0.3 * got)
+
+
+def test_parts_in_secret_cost_more_than_poisson_and_less_than_none():
+    got = gs_wgan.one_of_many_epsilon(2.0, 40, 5000, 1e-4)
+    assert got > dp_accounting.epsilon([(2.0, 1 / 40, 5000)], 1e-4)
+    assert got < gs_wgan.one_of_many_epsilon(2.0, 20, 5000, 1e-4)
+    sigma = gs_wgan.one_of_many_sigma(3.0, 40, 5000, 1e-4)
+    assert 2.9 < gs_wgan.one_of_many_epsilon(sigma, 40, 5000, 1e-4) <= 3.0
+    assert gs_wgan.one_of_many_epsilon(0.0, 40, 1, 1e-4) == math.inf
+
+
+def test_votes_cost_what_laplace_noise_costs():
+    assert pate_gan.vote_epsilon(2.0, 1, 1e-5) <= 0.5
+    scale = pate_gan.vote_scale(3.0, 200, 1e-4)
+    assert 2.9 < pate_gan.vote_epsilon(scale, 200, 1e-4) <= 3.0
+    x = np.linspace(-60, 60, 400_001)
+    p, q = np.exp(-abs(x - 1) / 2) / 4, np.exp(-abs(x) / 2) / 4
+    order = pate_gan.ORDERS.tolist().index(3)
+    by_hand = np.log(np.trapezoid(p**3 / q**2, x)) / 2
+    assert pate_gan.laplace_renyi(2.0)[order] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_random_features_are_unit_vectors_and_approximate_the_kernel():
+    torch.manual_seed(0)
+    x = torch.rand(5, 6)
+    features = dp_merf.random_features(x, torch.randn(6, 20_000) / 0.7)
+    assert torch.allclose(features.norm(dim=1), torch.ones(5), atol=1e-4)
+    kernel = (-(torch.cdist(x, x) ** 2) / (2 * 0.7**2)).exp()
+    assert torch.allclose(features @ features.T, kernel, atol=0.04)
+
+
+def test_dp_merf_learns_class_means():
+    images, labels = records()
+    images = torch.where(labels.view(-1, 1, 1, 1) == 0, 0.9, 0.1) + 0 * images
+    made = dp_merf.train_dp_merf(images, labels, CLASSES, [0.0, 0.0])
+    samples = made.sample(torch.tensor([0, 1, 2] * 20))
+    means = samples.mean((2, 3, 4)).view(2, 20, 3).mean(1)
+    assert means[:, 0].min() > 0.7 and means[:, 1:].max() < 0.3
+
+
+def test_samples_are_images_of_the_seed():
+    made = dp_merf.train_dp_merf(*records(), CLASSES, [1.0, 1.0], num_steps=2)
+    labels = torch.arange(9) % CLASSES
+    one, other = made.sample(labels, 1), made.sample(labels, 2)
+    assert one.shape == (2, 9, *SHAPE) and 0 <= one.min() and one.max() <= 1
+    assert torch.equal(one, made.sample(labels, 1)) and not torch.equal(one, other)
+
+
+def test_equal_seeds_train_equal_generators():
+    for train in METHODS.values():
+        assert equal(train(*records(), 1.0), train(*records(), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(pairing="pair"), "did you mean 'pairs'"),
+        (dict(loss="wassertein"), "did you mean 'wasserstein'"),
+        (dict(sample_rate=1.2), "sample_rate 1.2 must lie in"),
+        (dict(clip=0.0), "clip 0.0 above 0"),
+        (dict(critic_steps=0), "critic_steps 0 at 1 or more"),
+        (dict(sigmas=[-1.0]), "noise multipliers of 0 or more"),
+        (dict(sigmas=[]), "noise multipliers of 0 or more"),
+        (dict(num_steps=0), "num_steps must be 1 or more"),
+        (dict(num_classes=2), "labels must lie in 0..1"),
+        (dict(images=torch.rand(N, 16)), "need .N, C, H, W. images"),
+        (dict(subsets=torch.arange(4)), "subsets must be int64 rows"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    images, labels = records()
+    settings = dict(images=images, labels=labels, num_classes=CLASSES, sigmas=[1.0])
+    settings |= dict(sample_rate=0.5, num_steps=3) | change
+    with pytest.raises(ValueError, match=message):
+        dp_gan.train_dpgan(**settings)
+
+
+def test_gs_wgan_needs_a_discriminator():
+    with pytest.raises(ValueError, match="num_discriminators 0"):
+        gs_wgan.train_gs_wgan(*records(), CLASSES, [1.0], num_discriminators=0)
+
+
+def test_divergence_is_said():
+    with pytest.raises(FloatingPointError, match="lower the learning rate from nan"):
+        dp_gan.check_finite({"w": torch.tensor([math.nan])}, math.nan)
+
+
+def test_rankings_by_hand():
+    images = torch.zeros(2, 1, 1, 2)
+    images[1] = 1.0
+    samples = torch.tensor([[[[[0.0, 0.5]]], [[[1.0, 0.0]]]]])  # one generator, two samples
+    got = attack.rank_by_samples(samples, images)
+    assert torch.allclose(got, torch.tensor([[-0.5, -1.0]]))
+    scores = attack.rank_by_discriminator(lambda x: x.sum((2, 3)), images)
+    assert scores.tolist() == [0.0, 2.0]
+    with pytest.raises(ValueError, match="samples are .1, 2, 2. images"):
+        attack.rank_by_samples(torch.zeros(3, 1, 2, 2), images)
+
+
+WRONG = {
+    "clipped_pairs": [
+        (lambda r, f, c: None, None),
+        (lambda r, f, c: exercises.solve_clipped_pairs(r, f, c) / 3, "the mean"),
+        (lambda r, f, c: (r + f).sum(0) / (r + f).sum(0).norm(), "clipped the batch gradient"),
+        (lambda r, f, c: (r + f).sum(0), "nothing is clipped"),
+        (lambda r, f, c: r + f, "one gradient of 2 numbers"),
+        (
+            lambda r, f, c: sum(x * (1 / x.norm()).clamp_max(1) for h in (r, f) for x in h),
+            "DP-CGAN",
+        ),
+        (lambda r, f, c: ((r + f) / (r + f).norm(dim=1, keepdim=True)).sum(0), "does not stretch"),
+        (lambda r, f, c: torch.zeros(2), "add the halves"),
+    ],
+    "sanitize": [
+        (lambda g, c, s: None, None),
+        (lambda g, c, s: g, "return two things"),
+        (lambda g, c, s: (g / g.norm(), 3.0), "whole batch at once"),
+        (lambda g, c, s: (g.sum(0), 3.0), "a gradient of its own"),
+        (lambda g, c, s: (g, 3.0), "shorten each row"),
+        (
+            lambda g, c, s: (exercises.solve_sanitize(g, c, s)[0], 1.5),
+            "one clip norm is not enough",
+        ),
+        (lambda g, c, s: (exercises.solve_sanitize(g, c, s)[0], 7.0), "sigma times the most"),
+    ],
+    "mean_embedding": [
+        (lambda f, y, k: None, None),
+        (lambda f, y, k: f.sum(0), "one row a class"),
+        (lambda f, y, k: torch.stack([f[y == c].mean(0) for c in range(k)]), "0 / 0"),
+        (lambda f, y, k: exercises.solve_mean_embedding(f, y, k) / 4, "after the noise"),
+        (
+            lambda f, y, k: torch.stack(
+                [f[y == c].sum(0) / (y == c).sum().clamp_min(1) for c in range(k)]
+            ),
+            "divides by its size",
+        ),
+        (lambda f, y, k: torch.ones(k, 2), "add up the features"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_exercises_know_the_solution_and_the_mistakes(name):
+    check = getattr(exercises, f"check_{name}")
+    assert check(getattr(exercises, f"solve_{name}")).startswith("right")
+    for attempt, message in WRONG[name]:
+        said = check(attempt)
+        assert said is None if message is None else message in said

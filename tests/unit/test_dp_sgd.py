@@ -1,0 +1,284 @@
+"""DP-SGD: clipped sums against loops and Opacus, noise by its statistics, sampling, the audit."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import chi2
+from torch import nn
+from torch.func import stack_module_state
+
+from vplib import models, training
+from vplib.defenses import dp_accounting, dp_audit, dp_sgd
+
+SHAPE, CLASSES = (1, 8, 8), 4
+NETS = {
+    "mlp": lambda: models.mlp(SHAPE, CLASSES, (9, 7)),
+    "tanh": lambda: models.mlp(SHAPE, CLASSES, (9,), "tanh"),
+    "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES, bias=False)),
+    "cnn": lambda: models.cnn(SHAPE, CLASSES, (3,), 8),
+    "group norm": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, CLASSES)
+    ),
+}
+
+
+def batch(num_models=1, num=5, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.rand(num_models, num, *SHAPE, generator=rng)
+    return images, torch.randint(CLASSES, (num_models, num), generator=rng)
+
+
+def by_loop(net, images, labels, weights, clip):
+    """One example after another, by torch's autograd."""
+    total, norms = [torch.zeros_like(p) for p in net.parameters()], []
+    for image, label, weight in zip(images, labels, weights, strict=True):
+        loss = F.cross_entropy(net(image[None]), label[None])
+        found = torch.autograd.grad(loss, list(net.parameters()))
+        norms.append(torch.cat([g.flatten() for g in found]).norm())
+        for t, g in zip(total, found, strict=True):
+            t += weight * g * min(1.0, clip / norms[-1])
+    return total, torch.stack(norms)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("clip", [0.05, 1.0, 100.0])
+def test_clipped_sums_equal_a_loop_over_examples(name, clip):
+    nets = [NETS[name]().double() for _ in range(3)]
+    images, labels = batch(3)
+    images, weights = images.double(), torch.tensor([[1.0, 1, 0, 1, 0]] * 3).double()
+    state, _ = stack_module_state(nets)
+    clips = torch.full((3,), clip).double()
+    found, norms = dp_sgd.clipped_sums(NETS[name]())(state, images, labels, weights, clips)
+    for k, net in enumerate(nets):
+        expected, expected_norms = by_loop(net, images[k], labels[k], weights[k], clip)
+        for (key, value), other in zip(found.items(), expected, strict=True):
+            assert torch.allclose(value[k], other, atol=1e-6), key
+        assert torch.allclose(norms[k], expected_norms, atol=1e-6)
+
+
+def test_clipped_sums_equal_opacus():
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    net = NETS["mlp"]()
+    images, labels = batch()
+    state, _ = stack_module_state([net])
+    ones, clip = torch.ones(1, 5), torch.tensor([0.7])
+    found, _ = dp_sgd.clipped_sums(NETS["mlp"]())(state, images, labels, ones, clip)
+    wrapped = GradSampleModule(net)
+    stepper = DPOptimizer(
+        torch.optim.SGD(wrapped.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=0.7,
+        expected_batch_size=1, loss_reduction="sum",
+    )  # fmt: skip
+    F.cross_entropy(wrapped(images[0]), labels[0], reduction="sum").backward()
+    stepper.clip_and_accumulate()
+    for value, parameter in zip(found.values(), wrapped.parameters(), strict=True):
+        assert torch.allclose(value[0], parameter.summed_grad, atol=1e-6)
+
+
+def trained(**changes):
+    images, labels = batch(1, 40)
+    settings = dict(sigma=0.0, sample_rate=0.5, num_steps=3, lr=0.1, seed=3) | changes
+    subsets = settings.pop("subsets", torch.arange(40).expand(2, -1))
+    return dp_sgd.train_private(NETS["mlp"], images[0], labels[0], subsets, **settings)
+
+
+def test_one_full_batch_step_without_noise_is_the_mean_clipped_gradient():
+    found = trained(sample_rate=1.0, num_steps=1, clip=0.3)
+    images, labels = batch(1, 40)
+    for k in range(2):
+        net = training._initialized(NETS["mlp"], training._derive(3, k))
+        expected, _ = by_loop(net, images[0], labels[0], torch.ones(40), 0.3)
+        after = found.models.model(k).parameters()
+        for before, g, p in zip(net.parameters(), expected, after, strict=True):
+            assert torch.allclose(p, before - 0.1 * g / 40, atol=1e-6)
+
+
+def test_the_noise_has_the_stated_standard_deviation():
+    """Chi-squared on all parameters; a right code fails once in 10,000 runs (the seed is fixed)."""
+    sigma, clip, lr = torch.tensor([[2.0], [0.5]]), torch.tensor([0.7, 3.0]), 0.1
+    settings = dict(sample_rate=1.0, num_steps=1, clip=clip, lr=lr)
+    noisy, clean = trained(sigma=sigma, **settings), trained(**settings)
+    for k in range(2):
+        pairs = zip(noisy.models.state.values(), clean.models.state.values(), strict=True)
+        moved = torch.cat([(a[k] - b[k]).flatten() for a, b in pairs]).double()
+        expected = lr * float(sigma[k, 0]) * float(clip[k]) / 40
+        statistic, count = float((moved / expected).square().sum()), len(moved)
+        assert chi2.ppf(5e-5, count) < statistic < chi2.ppf(1 - 5e-5, count)
+
+
+def test_noise_differs_between_steps_models_and_seeds():
+    first, other = trained(sigma=5.0), trained(sigma=5.0, seed=4)
+    again = trained(sigma=5.0)
+    for a, b, c in zip(*(r.models.state.values() for r in (first, again, other)), strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+        assert not torch.equal(a[0], a[1])
+
+
+def test_a_model_depends_on_its_seed_alone():
+    both = trained(sigma=1.0)
+    alone = trained(sigma=1.0, subsets=torch.arange(40)[None])
+    for name, value in alone.models.state.items():
+        assert torch.allclose(value[0], both.models.state[name][0], atol=1e-6)
+
+
+def test_poisson_batches_are_independent_coins():
+    """Counts and pairs of records as coins give them, within 4 standard errors."""
+    rngs = [torch.Generator().manual_seed(k) for k in range(2)]
+    drawn = torch.zeros(2, 2000, 50)
+    rates = torch.tensor([0.1, 0.4])
+    for step, (rows, weights) in enumerate(dp_sgd._poisson(50, rates, 2000, rngs)):
+        drawn[:, step].scatter_add_(1, rows, weights)
+    assert drawn.max() == 1  # no record twice in a batch
+    for k, rate in enumerate(rates.tolist()):
+        error = 4 * math.sqrt(rate * (1 - rate) / 2000)
+        assert (drawn[k].mean(0) - rate).abs().max() < error * 1.1
+        sizes = drawn[k].sum(1)
+        assert sizes.var().item() == pytest.approx(50 * rate * (1 - rate), rel=0.15)
+
+
+def test_reshuffled_batches_use_each_record_once_an_epoch():
+    rngs = [torch.Generator().manual_seed(0)]
+    rows = [r for r, _ in dp_sgd._reshuffled(20, torch.tensor([0.25]), 8, rngs)]
+    for epoch in (rows[:4], rows[4:]):
+        assert torch.cat(epoch, 1).sort().values.tolist() == [list(range(20))]
+    assert not torch.equal(rows[0], rows[4])
+
+
+def test_histories_and_statements():
+    found = trained(sigma=torch.tensor([3.0, 3.0, 2.0]))
+    assert found.histories == [[(3.0, 0.5, 2), (2.0, 0.5, 1)]] * 2
+    expected = dp_accounting.epsilon(found.histories[0], 1e-5)
+    assert found.statement(1, 1e-5).epsilon == expected
+    shuffled = trained(sigma=torch.tensor([3.0, 3.0, 2.0]), sampling="reshuffle")
+    assert shuffled.histories[0] == [3.0, 2.0]
+    assert "reshuffled" in str(shuffled.statement(0, 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(sample_rate=1.2), "sample rate 1.2 is no probability"),
+        (dict(sigma=-1.0), "sigma must not be negative"),
+        (dict(clip=0.0), "clip norm must be positive"),
+        (dict(num_steps=0), "must be positive"),
+        (dict(lr=0.0), "must be positive"),
+        (dict(sampling="shuffle"), "known: poisson, reshuffle"),
+        (
+            dict(sampling="reshuffle", sample_rate=torch.tensor([0.1, 0.2])),
+            "one sample rate for all",
+        ),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        trained(**changes)
+
+
+def test_batch_norm_is_refused_before_training():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 4))
+    with pytest.raises(ValueError, match="batch norm has no per-example gradient.*GroupNorm"):
+        dp_sgd.train_private(
+            lambda: net, torch.rand(4, *SHAPE), torch.zeros(4, dtype=torch.int64),
+            torch.arange(4)[None], sigma=1.0, sample_rate=0.5, num_steps=1,
+        )  # fmt: skip
+
+
+def test_divergence_is_an_error():
+    with pytest.raises(FloatingPointError, match="lower lr"):
+        trained(lr=1e38, num_steps=20)
+
+
+# the audit
+
+
+def test_p_value_by_hand():
+    """Three of three by chance, epsilon 0: 1/8, plus 2 m delta max_i P[3-i <= B < 3] / i."""
+    assert dp_audit.p_value(3, 3, 10, 0.0, 0.0) == pytest.approx(1 / 8)
+    worst = max(3 / 8, 6 / 8 / 2, 7 / 8 / 3)
+    assert dp_audit.p_value(3, 3, 10, 0.0, 0.01) == pytest.approx(1 / 8 + 0.2 * worst)
+    assert dp_audit.p_value(0, 3, 10, 1.0, 0.01) == 1.0
+
+
+def test_lower_bound_is_where_the_p_value_crosses():
+    found = dp_audit.lower_bound(180, 200, 2000, 1e-6)
+    assert dp_audit.p_value(180, 200, 2000, found, 1e-6) == pytest.approx(0.001, rel=0.02)
+    assert dp_audit.lower_bound(100, 200, 2000, 1e-6) == 0
+    assert found > dp_audit.lower_bound(180, 200, 2000, 1e-4)
+    # all of 1,000 right shows no more than about 5 at 99.9 %
+    assert 4.5 < dp_audit.lower_bound(1000, 1000, 1000, 1e-6) < 5.5
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0])
+@pytest.mark.parametrize("confidence", [0.9, 0.999])
+def test_coverage_on_randomized_response(epsilon, confidence):
+    """The mechanism flips each coin with chance 1 / (1 + e^epsilon): its epsilon is known, exactly.
+
+    Of 4,000 audits the bound exceeds epsilon no more often than stated, by more than chance allows
+    once in 1,000 right codes; and at 0.9 often enough that the bound is no idle one.
+    """
+    rng = np.random.default_rng(0)
+    m, repeats = 400, 4000
+    rights = rng.binomial(m, 1 / (1 + math.exp(-epsilon)), repeats)
+    table = {v: dp_audit.lower_bound(int(v), m, m, 0.0, confidence) for v in set(rights.tolist())}
+    wrong = sum(table[v] > epsilon for v in rights.tolist())
+    expected = (1 - confidence) * repeats
+    assert wrong <= expected + 3.1 * math.sqrt(expected)
+    if confidence == 0.9:
+        assert wrong > 0.5 * expected
+
+
+def test_coverage_on_a_gaussian_mechanism():
+    """Each coin is released with noise; guesses as the audit makes them; 300 audits at 95 %."""
+    sigma, delta, m = 1.5, 1e-5, 500
+    epsilon = dp_accounting.epsilon([(sigma, 1.0, 1)], delta, "prv")
+    rng = torch.Generator().manual_seed(0)
+    bounds = []
+    for _ in range(300):
+        coins = torch.rand(m, generator=rng) < 0.5
+        scores = coins + sigma * torch.randn(m, generator=rng)
+        right = dp_audit.correct_guesses(scores, coins, 100)
+        bounds.append(dp_audit.lower_bound(right, 100, m, delta, 0.95))
+    assert sum(b > epsilon for b in bounds) <= 15  # 5 %
+    assert np.mean(bounds) > 0.1 * epsilon
+
+
+def test_guesses_are_the_extremes():
+    scores = torch.tensor([5.0, 1.0, 4.0, 0.0, 3.0, 2.0])
+    coins = torch.tensor([True, False, False, True, True, True])
+    assert dp_audit.correct_guesses(scores, coins, 2) == 1  # 5.0 in: right; 0.0 out: wrong
+    assert dp_audit.correct_guesses(scores, coins, 4) == 2
+    for wrong in (0, 3, 8):
+        with pytest.raises(ValueError, match="even number of guesses up to 6"):
+            dp_audit.correct_guesses(scores, coins, wrong)
+
+
+def test_canaries_are_released_as_inserted():
+    """Without noise and with each record in each batch, the clip norm appears in each step."""
+    images, labels = batch(1, 6)
+    coins = torch.tensor([True, False] * 20)
+
+    def step(g, rng):
+        return (g * (2.0 / g.norm(dim=1, keepdim=True)).clamp(max=1)).sum(0)
+
+    released = dp_audit.run_with_canaries(
+        step, NETS["mlp"], images[0], labels[0], coins, sample_rate=1.0, num_steps=3, lr=0.1,
+        clip=2.0,
+    )  # fmt: skip
+    assert torch.allclose(released, 2.0 * coins.float().expand(3, -1), atol=1e-4)
+
+
+def test_audit_errors():
+    with pytest.raises(ValueError, match="correct <= guesses <= canaries"):
+        dp_audit.lower_bound(5, 4, 10, 1e-5)
+    with pytest.raises(ValueError, match="must be probabilities"):
+        dp_audit.lower_bound(3, 4, 10, 1e-5, 1.0)
+    images, labels = batch(1, 6)
+    with pytest.raises(ValueError, match="9999 canaries but"):
+        dp_audit.run_with_canaries(
+            None, NETS["mlp"], images[0], labels[0], torch.ones(9999, dtype=torch.bool),
+            sample_rate=0.5, num_steps=1, lr=0.1, clip=1.0,
+        )  # fmt: skip
