@@ -158,6 +158,17 @@ def test_histories_and_statements():
     assert "reshuffled" in str(shuffled.statement(0, 1e-5))
 
 
+@pytest.mark.parametrize(("num", "rate", "steps"), [(37, 0.1, 23), (40, 0.3, 10), (5, 0.01, 12)])
+def test_a_history_counts_the_epochs_that_the_batches_have(num, rate, steps):
+    """Sizes that do not divide: the most often drawn record is in one batch of each epoch."""
+    rngs = [torch.Generator().manual_seed(0)]
+    rows = [r for r, _ in dp_sgd._reshuffled(num, torch.tensor([rate]), steps, rngs)]
+    uses = torch.cat(rows, 1)[0].bincount()
+    per_epoch = dp_sgd._batches_an_epoch(num, rate)
+    history = dp_sgd._history(torch.full((steps,), 2.0), rate, per_epoch)
+    assert uses.max() <= len(history) == math.ceil(steps / per_epoch)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

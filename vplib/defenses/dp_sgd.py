@@ -218,7 +218,8 @@ def train_private(
         bar.update(len(some))
     bar.close()
     stacked = {name: torch.cat([s[name] for s in states]) for name in states[0]}
-    histories = [_history(sigmas[k], float(rates[k]), sampling) for k in range(num_models)]
+    per_epoch = _batches_an_epoch(num_records, float(rates[0])) if sampling == "reshuffle" else 0
+    histories = [_history(sigmas[k], float(rates[k]), per_epoch) for k in range(num_models)]
     return Private(training.Ensemble(build, stacked, subsets), histories, sampling)
 
 
@@ -256,8 +257,8 @@ def _poisson(num_records, rates, num_steps, generators):
 
 def _reshuffled(num_records, rates, num_steps, generators):
     """Disjoint batches of equal size, a new order each epoch; what does not fill one waits."""
-    size = max(round(float(rates[0]) * num_records), 1)
-    per_epoch = num_records // size
+    per_epoch = _batches_an_epoch(num_records, float(rates[0]))
+    size = num_records // per_epoch
     for step in range(num_steps):
         if step % per_epoch == 0:
             order = torch.stack([torch.randperm(num_records, generator=g) for g in generators])
@@ -265,10 +266,13 @@ def _reshuffled(num_records, rates, num_steps, generators):
         yield rows, torch.ones(rows.shape)
 
 
-def _history(sigmas: Tensor, rate: float, sampling: str) -> list:
+def _batches_an_epoch(num_records: int, rate: float) -> int:
+    return min(max(int(1 / rate + 1e-9), 1), num_records)
+
+
+def _history(sigmas: Tensor, rate: float, per_epoch: int) -> list:
     """Phases of equal noise; for reshuffled batches the least noise of each epoch."""
-    if sampling == "reshuffle":
-        per_epoch = max(int(1 / rate + 1e-9), 1)
+    if per_epoch:
         return [float(part.min()) for part in sigmas.split(per_epoch)]
     values, counts = sigmas.unique_consecutive(return_counts=True)
     pairs = zip(values.tolist(), counts.tolist(), strict=True)
