@@ -199,7 +199,7 @@ def train_private(
             num_records, rates[some], num_steps, draws
         )
         expected = (rates[some] * num_records).to(images)
-        with training._one_thread(images):
+        with batched.one_thread(images):
             for step, (rows, weights) in enumerate(batches):
                 rows = subsets[some].gather(1, rows.to(images.device))
                 weights = weights.to(images)
