@@ -178,11 +178,11 @@ def test_names_the_missing_extra(ran_nothing, tmp_path, monkeypatch):
     path = save(tmp_path / "needs.ipynb", extras=["he"])
     line = refused("run", path, "--out", ran_nothing)
     assert 'needs needs nowhere-lib: pip install "vplib[he]"' in line
-    assert run._missing("no_such_extra") == "extra 'no_such_extra'"
+    assert run.missing_of("no_such_extra") == "extra 'no_such_extra'"
 
 
 def test_an_installed_extra_is_not_missing():
-    assert run._missing("lab") == ""
+    assert run.missing_of("lab") == ""
 
 
 def test_says_how_to_get_papermill(ran_nothing, tmp_path, monkeypatch):

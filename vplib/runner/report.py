@@ -112,6 +112,34 @@ def outcome(notebook: dict) -> str:
     return "ran" if notebook["metadata"]["papermill"].get("end_time", True) else "not finished"
 
 
+def swept(notebook: dict) -> dict | None:
+    """What a point of a sweep says about it: notebook, source, swept, tries; else None."""
+    return notebook["metadata"]["vplib"].get("sweep")
+
+
+def records(notebook: dict) -> dict:
+    """The recorded values by name; of a name recorded twice, the later value."""
+    return {found["name"]: found["value"] for found in emitted(notebook, "record")}
+
+
+def row(notebook: dict) -> dict:
+    """One point of a sweep as a row of its table; lists as JSON, each claim as its outcome."""
+    about, papermill = swept(notebook), notebook["metadata"]["papermill"]
+    seconds, error = papermill.get("duration"), failure(notebook)
+    fixed = {
+        "notebook": about["notebook"],
+        **papermill.get("parameters", {}),
+        "outcome": outcome(notebook),
+        "seconds": round(seconds or 0, 1),
+        "tries": about["tries"],
+        "error": error["error"].splitlines()[0] if error else "",
+    }
+    values = {f"record: {k}" if k in fixed else k: v for k, v in records(notebook).items()}
+    said = {f"claim: {row['of']}: {row['claim']}": row["outcome"] for row in claims(notebook)}
+    cells = fixed | values | said
+    return {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
+
+
 def figures(notebook: dict) -> list[dict]:
     """The PNG figures, the hero first: png (base64), hero, and the sentence before as caption."""
     found, caption = [], ""
