@@ -75,10 +75,14 @@ class Cluster:
 
     def __init__(self, folder):
         self.file, self.log = folder / "scheduler.json", (folder / "log").open("w")
-        self.workers, self.env = [], os.environ | {
-            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
-            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        }
+        self.workers, self.env = (
+            [],
+            os.environ
+            | {
+                "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+                "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+            },
+        )
         options = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
         self.scheduler = self.start("scheduler", *options, "--scheduler-file", str(self.file))
         wait_for(lambda: self.file.exists() and self.file.read_text().strip().endswith("}"))
@@ -97,6 +101,16 @@ class Cluster:
             process.kill()
             process.wait()
         self.log.close()
+
+
+@pytest.fixture(scope="module")
+def threads():
+    """The address of a scheduler and a worker inside this process, which sees what is patched."""
+    import distributed
+
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
+    with distributed.LocalCluster(**options, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +172,6 @@ def test_thirty_points_and_a_worker_killed_in_the_middle_of_one(place, cluster):
     assert out.splitlines()[-1] == str(place / "out" / "report.html")
     log = (place / "out" / "sweep.log").read_text()
     assert all(line in log for line in out.splitlines()[:-2])
-    kept = place / "out" / "two" / f"SEED=4,RATE=0.7,PLACE={place}.ipynb".replace("/", "_")
     (kept,) = (place / "out" / "two").glob("SEED=4,RATE=0.7,*.ipynb")
     nbformat.validate(nbformat.read(kept, 4))
     assert report.read(kept)["metadata"]["papermill"]["parameters"]["RATE"] == 0.7
@@ -208,8 +221,8 @@ def test_two_sweeps_in_one_folder_run_each_point_once(place, cluster):
     assert [row["SEED"] for row in table(place / "out")] == ["1", "2", "3"]
 
 
-def test_a_full_disk_is_waited_for(place, cluster, monkeypatch):
-    book, wrote, full = save(place / "one.ipynb"), report.write_beside, [True] * 3
+def test_a_full_disk_is_waited_for(place, threads, monkeypatch):
+    book, wrote, full = save(place / "one.ipynb"), report.write_beside, [True] * 4
 
     def write(path, content):
         if path.suffix == ".ipynb" and full and full.pop():
@@ -220,14 +233,14 @@ def test_a_full_disk_is_waited_for(place, cluster, monkeypatch):
     monkeypatch.setattr(report, "write_beside", write)
     monkeypatch.setattr(sweeping, "PAUSE", 0.01)
     arguments = ["sweep", book, "--grid", "SEED=1,2", "-p", "PLACE", str(place), "--out", "out"]
-    result = CliRunner().invoke(cli, [*arguments, "--scheduler", cluster.address])
+    result = CliRunner().invoke(cli, [*arguments, "--scheduler", threads])
     assert result.exit_code == 0, result.output
     assert result.output.count("No space left on device. The sweep goes on by itself") == 1
     assert starts(place) == {f"one SEED={seed} RATE=0.5": 1 for seed in (1, 2)}
     assert len(table(place / "out")) == 2 and not list(place.rglob(".*.part"))
 
 
-def test_a_disk_that_stays_full_stops_the_sweep(place, cluster, monkeypatch, capsys):
+def test_a_disk_that_stays_full_stops_the_sweep(place, threads, monkeypatch, capsys):
     wrote = report.write_beside
 
     def write(path, content):
@@ -239,7 +252,7 @@ def test_a_disk_that_stays_full_stops_the_sweep(place, cluster, monkeypatch, cap
     monkeypatch.setattr(sweeping, "WAIT", -1)
     book = save(place / "one.ipynb")
     arguments = ["sweep", book, "--grid", "SEED=1,2", "-p", "PLACE", str(place), "--out", "out"]
-    arguments += ["--scheduler", cluster.address]
+    arguments += ["--scheduler", threads]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 1
@@ -250,6 +263,24 @@ def test_a_disk_that_stays_full_stops_the_sweep(place, cluster, monkeypatch, cap
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0 and f"2 points, {done} done already" in result.output
     assert len(table(place / "out")) == 2
+
+
+def test_workers_without_the_folder_send_the_notebook(place, threads, monkeypatch):
+    monkeypatch.setattr(sweeping, "_sees", lambda folder, token: False)
+    arguments = ["sweep", save(place / "one.ipynb"), "--grid", "SEED=1", "-p", "PLACE", str(place)]
+    result = CliRunner().invoke(cli, [*arguments, "--out", "out", "--scheduler", threads])
+    assert result.exit_code == 0, result.output
+    assert [row["accuracy"] for row in table(place / "out")] == ["1.5"]
+
+
+def test_a_point_is_not_repeated_when_its_worker_is_lost_after_it(place, monkeypatch):
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("it ran"))
+    (point,) = planned(place, "SEED=1")
+    finished(point)
+    (place / "out" / ".sweep.id").write_text("of this sweep")
+    assert sweeping.run_point(b"", point, "of this sweep") == ""
+    with pytest.raises(pytest.fail.Exception, match="it ran"):
+        sweeping.run_point(point.source.read_bytes(), point, "of another sweep")
 
 
 def test_a_claim_or_a_cell_that_fails_is_kept_and_only_the_cell_runs_again(place, cluster):
@@ -428,7 +459,9 @@ def test_never_writes_over_what_no_sweep_made(place):
     (point,) = planned(place, "SEED=1")
     point.target.parent.mkdir(parents=True)
     save(point.target)
-    result = CliRunner().invoke(cli, ["sweep", str(point.source), "--grid", "SEED=1", "--out", "out"])
+    result = CliRunner().invoke(
+        cli, ["sweep", str(point.source), "--grid", "SEED=1", "--out", "out"]
+    )
     assert result.exit_code == 2 and "was not made by a sweep and stays" in result.stderr
 
 

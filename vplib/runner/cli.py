@@ -67,7 +67,7 @@ def run(ctx, notebooks, given, profile, out, core, gallery):
 @click.option("--dry-run", is_flag=True, help="Show the points, and run nothing.")
 @click.pass_context
 def sweep(ctx, notebooks, grid, given, profile, out, core, scheduler, workers, dry_run):
-    """Runs notebooks with all combinations of the values in --grid, on Dask.
+    r"""Runs notebooks with all combinations of the values in --grid, on Dask.
 
     The same command with the same --out goes on where a stopped sweep ended. It leaves the
     executed notebooks, sweep.csv, sweep.log and a report.

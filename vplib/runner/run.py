@@ -210,9 +210,7 @@ def _use_this_python() -> None:
 
     folder = tempfile.mkdtemp(prefix="vplib-kernel-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_kernel_spec(
-        Path(folder, "kernels", "python3"), extra_arguments=["--log-level=CRITICAL"]
-    )
+    write_kernel_spec(Path(folder, "kernels", "python3"), extra_arguments=["--log-level=CRITICAL"])
     paths = (folder, os.environ.get("JUPYTER_PATH"))
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
 

@@ -48,6 +48,12 @@ class Point:
         """The notebook and the parameters, as progress and log call the point."""
         return " ".join([self.name, *(f"{k}={v}" for k, v in self.parameters.items())])
 
+    def signed(self, executed: dict, tries: int = 1) -> str:
+        """The executed notebook as text, with what tells a resumed sweep that it is this point."""
+        executed["metadata"]["vplib"]["sweep"] = self.about | {"tries": tries}
+        executed["metadata"]["papermill"]["parameters"] = self.parameters
+        return json.dumps(executed, indent=1, ensure_ascii=False)
+
     def outcome(self) -> str | None:
         """The outcome of the executed notebook, or None if there is none.
 
@@ -140,25 +146,44 @@ def _file_name(parameters: dict) -> str:
     return f"{safe}-{hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]}"
 
 
-def run_point(name: str, source: bytes, parameters: dict) -> str:
-    """Runs one point on whichever machine Dask chooses; no common disk is needed.
+def run_point(source: bytes, point: Point, token: str) -> str:
+    """Runs one point on whichever machine Dask chooses.
+
+    A worker that sees the sweep's folder puts the notebook there itself: should the worker be lost
+    a moment later, the point need not run again.
 
     Args:
-        name: of the notebook.
-        source: what its file holds.
-        parameters: of this point.
+        source: what the notebook's file holds; the worker need not have it.
+        point: what to run, and where the executed notebook goes.
+        token: what `.sweep.id` in the sweep's folder holds.
 
     Returns:
-        The executed notebook as JSON, with its error if it failed.
+        The executed notebook as JSON, with its error if it failed; empty if it is in its place.
     """
     from distributed import get_worker
 
+    common = _sees(point.target.parents[point.name.count("/") + 1], token)
+    if common and point.outcome() in DONE:  # the worker was lost after it
+        return ""
     with contextlib.suppress(ValueError):  # not on a worker
         get_worker().log_event("vplib", get_worker().get_current_task())
     with tempfile.TemporaryDirectory(prefix="vplib-point-") as folder:
         path = Path(folder, "source.ipynb")
         path.write_bytes(source)
-        return json.dumps(run.execute(name, path, Path(folder, "out.ipynb"), parameters))
+        executed = run.execute(point.name, path, Path(folder, "out.ipynb"), point.parameters)
+    text = point.signed(executed)
+    with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
+        if common:
+            report.write_beside(point.target, text.encode())
+            return ""
+    return text
+
+
+def _sees(folder: Path, token: str) -> bool:
+    """Whether this machine has the folder of the sweep, and not just one of that name."""
+    with contextlib.suppress(OSError):
+        return (folder / ".sweep.id").read_text() == token
+    return False
 
 
 class Sweep:
@@ -207,12 +232,11 @@ class Sweep:
                 waited = True
                 time.sleep(PAUSE)
 
-    def keep(self, point: Point, notebook: dict, tries: int) -> dict:
-        """Writes the executed notebook of a point, and returns its row of the table."""
-        notebook["metadata"]["vplib"]["sweep"] = point.about | {"tries": tries}
-        notebook["metadata"]["papermill"]["parameters"] = point.parameters
-        text = json.dumps(notebook, indent=1, ensure_ascii=False)
-        self.write(point.target, text.encode())
+    def keep(self, point: Point, text: str, tries: int) -> dict:
+        """Writes the executed notebook of a point, if its worker did not, and returns its row."""
+        notebook = json.loads(text) if text else report.read(point.target)
+        if text or tries > 1:
+            self.write(point.target, point.signed(notebook, tries).encode())
         self.rows[point.target] = row = report.row(notebook)
         return row
 
@@ -293,8 +317,10 @@ def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int 
     import distributed
 
     files = {point.source: point.source.read_bytes() for point in todo}
-    unique, retries = secrets.token_hex(4), TRIES - 1
+    unique, retries, token = secrets.token_hex(8), TRIES - 1, study.folder / ".sweep.id"
     with contextlib.ExitStack() as stack:
+        stack.callback(token.unlink, missing_ok=True)
+        report.write_beside(token, unique.encode())
         allowed = {"distributed.scheduler.allowed-failures": retries}
         stack.enter_context(dask.config.set(allowed))  # of a cluster that is made here
         client = stack.enter_context(_client(address, workers, len(todo), stack))
@@ -302,19 +328,18 @@ def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int 
         futures = {}
         for number, p in enumerate(todo):
             key = f"{p.label} ({unique} {number})"
-            given = (p.name, files[p.source], p.parameters)
+            given = (files[p.source], p, unique)
             futures[client.submit(run_point, *given, key=key, retries=retries)] = p
         stack.callback(lambda: client.cancel(list(futures)))
         came, began = distributed.as_completed(futures), time.monotonic()
         for number, future in enumerate(progress(came, "points", len(todo)), 1):
             point, error = futures.pop(future), future.exception()
-            if error is None:
-                notebook = json.loads(future.result())
-            else:
+            starts = [message for _, message in client.get_events("vplib")].count(future.key)
+            if error:  # of Dask: what a notebook raises stands in the notebook
                 notebook = report.read(point.source)
                 run.put_error(notebook, type(error).__name__, " ".join(str(error).split()))
-            starts = [message for _, message in client.get_events("vplib")]
-            row = study.keep(point, notebook, starts.count(future.key))
+                text = point.signed(notebook)
+            row = study.keep(point, text if error else future.result(), starts)
             study.write_table()
             left = (time.monotonic() - began) / number * (len(todo) - number)
             lost = f", started {row['tries']} times: a worker was lost" if row["tries"] > 1 else ""
