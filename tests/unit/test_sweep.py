@@ -307,11 +307,11 @@ def test_a_point_that_always_kills_its_worker_is_reported(place):
     sweep = begin(save(place / "one.ipynb", body), "--grid", "SEED=0,1", "-p", "PLACE", place,
                   "--out", "out", "--workers", "1")  # fmt: skip
     out, err = sweep.communicate(timeout=120)
-    assert sweep.returncode == 1 and err == "", err
+    assert sweep.returncode == 1 and "Traceback" not in err, err
     good, lost = table(place / "out")
     assert (good["outcome"], good["tries"]) == ("ran", "1")
     assert (lost["outcome"], lost["tries"]) == ("failed", "2")
-    assert lost["error"].startswith("KilledWorker: ")
+    assert lost["error"].startswith("KilledWorker: each worker that ran this point died")
     assert "KilledWorker" in (place / "out" / "report.html").read_text()
     assert starts(place) == {"one SEED=0 RATE=0.5": 1, "one SEED=1 RATE=0.5": 2}
 
@@ -329,7 +329,6 @@ def test_a_point_that_always_kills_its_worker_is_reported(place):
         (["--grid", "SEED=1,,2"], "'1,,2' has an empty value"),
         (["--grid", "SED=1,2"], "one: unknown parameter 'SED'; did you mean 'SEED'?"),
         (["--grid", "SEED=1,two"], "SEED must be of type int, like 0; not 'two'"),
-        (["--grid", "DATASET=digits,mnist5"], "unknown dataset 'mnist5'; did you mean 'mnist5k'?"),
         (["--grid", "SEED=1,2,1"], "--grid SEED has 1 twice"),
         (["--grid", "RATE=1,1.0"], "--grid RATE has 1.0 twice"),
         (["--grid", "SEED=1", "--grid", "SEED=2"], "SEED is given twice"),

@@ -97,8 +97,8 @@ def charts(points: list[dict]) -> list[dict]:
     """Each recorded number against the swept parameter that is a number, with bands over seeds.
 
     Returns:
-        png (base64) and caption of each chart; none if no such parameter was swept, and none for a
-        value that some point lacks.
+        png (base64) and caption of each chart; none if no such parameter was swept, none for a
+        value that some point lacks, and none for one that is the same everywhere.
     """
     numeric = [
         name
@@ -121,7 +121,8 @@ def charts(points: list[dict]) -> list[dict]:
         where.setdefault(line, {})[first["parameters"][x_name]] = label
     for name, by_group in values(points).items():
         counts = {len(by_group.get(label, ())) for p in where.values() for label in p.values()}
-        if len(counts) > 1 or len(where) > MAX_LINES:
+        constant = len({number for numbers in by_group.values() for number in numbers}) == 1
+        if constant or len(counts) > 1 or len(where) > MAX_LINES:
             continue
         figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
         for index, (line, places) in enumerate(where.items()):

@@ -221,7 +221,7 @@ def execute(name: str, source: Path, target: Path, parameters: dict) -> dict:
     Args:
         name: what the progress bar says, on a terminal.
         source: the notebook.
-        target: where the executed one goes, whatever happens; an earlier one is replaced.
+        target: where papermill writes while it runs; an earlier one is replaced.
         parameters: values for its parameters cell.
 
     Returns:
@@ -251,7 +251,6 @@ def execute(name: str, source: Path, target: Path, parameters: dict) -> dict:
     elif not report.failure(notebook):  # papermill marks intended errors as well
         cells = notebook["cells"]
         notebook["cells"] = [c for c in cells if report.MARKER not in c["metadata"]["tags"]]
-    report.write_beside(target, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
     return notebook
 
 

@@ -317,11 +317,11 @@ def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int 
     import distributed
 
     files = {point.source: point.source.read_bytes() for point in todo}
-    unique, retries, token = secrets.token_hex(8), TRIES - 1, study.folder / ".sweep.id"
+    unique, token = secrets.token_hex(8), study.folder / ".sweep.id"
     with contextlib.ExitStack() as stack:
         stack.callback(token.unlink, missing_ok=True)
         report.write_beside(token, unique.encode())
-        allowed = {"distributed.scheduler.allowed-failures": retries}
+        allowed = {"distributed.scheduler.allowed-failures": TRIES - 1}
         stack.enter_context(dask.config.set(allowed))  # of a cluster that is made here
         client = stack.enter_context(_client(address, workers, len(todo), stack))
         study.say(f"Dask's dashboard: {client.dashboard_link}")
@@ -329,7 +329,7 @@ def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int 
         for number, p in enumerate(todo):
             key = f"{p.label} ({unique} {number})"
             given = (files[p.source], p, unique)
-            futures[client.submit(run_point, *given, key=key, retries=retries)] = p
+            futures[client.submit(run_point, *given, key=key)] = p
         stack.callback(lambda: client.cancel(list(futures)))
         came, began = distributed.as_completed(futures), time.monotonic()
         for number, future in enumerate(progress(came, "points", len(todo)), 1):
@@ -337,7 +337,10 @@ def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int 
             starts = [message for _, message in client.get_events("vplib")].count(future.key)
             if error:  # of Dask: what a notebook raises stands in the notebook
                 notebook = report.read(point.source)
-                run.put_error(notebook, type(error).__name__, " ".join(str(error).split()))
+                why = " ".join(str(error).split())
+                if isinstance(error, distributed.KilledWorker):
+                    why = "each worker that ran this point died; was its memory spent? " + why
+                run.put_error(notebook, type(error).__name__, why)
                 text = point.signed(notebook)
             row = study.keep(point, text if error else future.result(), starts)
             study.write_table()
