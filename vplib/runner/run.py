@@ -192,6 +192,7 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
     for number, (name, source, target, parameters) in enumerate(jobs, 1):
         print(f"{name} ({number} of {len(jobs)}) is running", flush=True)
         notebook = execute(name, source, target, parameters)
+        report.write_beside(target, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
         ends.append(_say(name, notebook))
         if ends[-1] == "interrupted":
             break
