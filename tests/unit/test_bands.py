@@ -130,4 +130,4 @@ def test_the_hero_takes_its_description_from_the_notebook(tmp_path):
     notebook = {"cells": cells, "metadata": {"papermill": {"duration": 1}}}
     report.write_beside(tmp_path / "one.ipynb", json.dumps(notebook).encode())
     page = report.write(tmp_path).read_text()
-    assert 'alt="Bars, in four groups"' in page and page.count("aGVybw==") == 1
+    assert 'alt="Bars, in four groups"' in page and page.count("aGVybw==") == 2

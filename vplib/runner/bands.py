@@ -97,7 +97,7 @@ def charts(points: list[dict]) -> list[dict]:
     """Each recorded number against the swept parameter that is a number, with bands over seeds.
 
     Returns:
-        png (base64) and caption of each chart; none if no such parameter was swept, none for a
+        png (base64), caption and alt of each chart; none if no such parameter was swept, none for a
         value that some point lacks, and none for one that is the same everywhere.
     """
     numeric = [
@@ -135,5 +135,7 @@ def charts(points: list[dict]) -> list[dict]:
         figure.savefig(file, format="png", dpi=110)
         plt.close(figure)
         caption = f"{name} against {x_name}: mean of {counts.pop()} points and two standard errors"
-        found.append({"png": base64.b64encode(file.getvalue()).decode(), "caption": caption})
+        alt = f"{caption}; its numbers stand in the table of recorded values"
+        png = base64.b64encode(file.getvalue()).decode()
+        found.append({"png": png, "caption": caption, "alt": alt})
     return found

@@ -1,6 +1,8 @@
 """What an executed notebook says, and one self-contained HTML page on a folder of them."""
 
 import ast
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -155,6 +157,19 @@ def figures(notebook: dict) -> list[dict]:
     return sorted(found, key=lambda figure: not figure["hero"])
 
 
+def thumbnail(png: str) -> str:
+    """A small copy of a PNG, base64 both; the same if it is small or cannot be read."""
+    from PIL import Image
+
+    try:
+        image, file = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA"), io.BytesIO()
+        image.thumbnail((560, 360))
+        image.quantize(128).save(file, "PNG", optimize=True)
+    except (OSError, ValueError):
+        return png
+    return min(base64.b64encode(file.getvalue()).decode(), png, key=len)
+
+
 def brief(name: str, notebook: dict) -> dict:
     """All that the report shows of an executed notebook; of a sweep's point, one figure."""
     about, papermill = swept(notebook), notebook["metadata"]["papermill"]
@@ -181,6 +196,7 @@ def brief(name: str, notebook: dict) -> dict:
         "records": records(notebook),
         "versions": (emitted(notebook, "versions") or [{}])[-1],
         "figures": pictures[:1] if about else pictures,
+        "thumb": thumbnail(pictures[0]["png"]) if pictures else None,
     }
 
 
@@ -216,7 +232,9 @@ def write(folder: Path, output: Path | None = None) -> Path:
             if book["study"]:
                 points = studies.setdefault((book["study"], *book["swept"]), [])
                 if points and points[0]["figures"]:
-                    book["figures"] = []  # a thousand points, and one of each picture
+                    book["figures"] = book["thumb"] = (
+                        None  # a thousand points, and one of each picture
+                    )
                 points.append(book)
             else:
                 books.append(book)
