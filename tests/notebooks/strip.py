@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,16 +25,19 @@ COURSE = (
 )
 
 
-def guard(address: str) -> str:
+def guard(address: str, extras: Sequence[str] = ()) -> str:
     """The first lines of every setup cell: on Colab, install the library.
 
     Args:
         address: where the repository is published; empty while it is not.
+        extras: what the notebook needs beside vplib's dependencies.
     """
+    wanted = f"[{','.join(extras)}]" if extras else ""
+    zipped = f"'./vplib.zip{wanted}'" if extras else "./vplib.zip"
     install = (
-        f'    %pip install -q "vplib @ git+{address}"'
+        f'    %pip install -q "vplib{wanted} @ git+{address}"'
         if address
-        else '    print("Upload a zip of this repository, then run: %pip install -q ./vplib.zip")'
+        else f'    print("Upload a zip of this repository, then run: %pip install -q {zipped}")'
     )
     return f'import sys\n\nif "google.colab" in sys.modules:\n{install}\n'
 
@@ -52,10 +56,11 @@ def with_generated(notebook, address: str, path: str):
         path: the notebook's path in the repository.
     """
     badge = "https://colab.research.google.com/assets/colab-badge.svg"
+    extras = notebook.metadata["vplib"]["extras"]
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.source.startswith("import sys\n\nif "):
             rest = re.split(r"\n(?=\S)", cell.source, maxsplit=2)[2:]
-            cell.source = guard(address) + "".join("\n" + part for part in rest)
+            cell.source = guard(address, extras) + "".join("\n" + part for part in rest)
             break
     title = notebook.cells[0]
     lines = [line for line in title.source.split("\n") if badge not in line]

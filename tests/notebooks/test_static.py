@@ -186,6 +186,13 @@ def test_guard_and_badge_follow_the_address():
     assert setup.source.startswith(strip.guard(""))
 
 
+def test_the_guard_installs_what_a_notebook_needs():
+    address = "https://github.com/someone/vplib"
+    assert f'%pip install -q "vplib[he] @ git+{address}"' in strip.guard(address, ["he"])
+    assert "%pip install -q './vplib.zip[he]'" in strip.guard("", ["he"])
+    assert '%pip install -q ./vplib.zip")' in strip.guard("")
+
+
 def test_requirements_and_environment_agree_with_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

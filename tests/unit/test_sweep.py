@@ -188,7 +188,7 @@ def test_a_stopped_sweep_goes_on_where_it_ended(place, cluster):
     sweep.send_signal(signal.SIGINT)
     said, err = sweep.communicate(timeout=400)
     assert sweep.returncode == 130 and err == "", err
-    assert "stopped; the same command goes on from here" in said
+    assert f"stopped; the same command with --out {out} goes on from here" in said
     assert [row["SEED"] for row in table(out)] == ["1", "2"]
     for seed in (3, 4):
         (place / f"hold-{seed}").unlink()
@@ -452,6 +452,23 @@ def test_never_mixes_two_versions_of_a_notebook(place):
     arguments = ["sweep", str(point.source), "--grid", "SEED=1", "--out", "out"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 2 and "one has changed since" in result.stderr
+
+
+def test_running_a_notebook_changes_no_version(place):
+    (point,) = planned(place, "SEED=1")
+    finished(point)
+    notebook = nbformat.read(point.source, 4)
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="ran in between")]
+    nbformat.write(notebook, point.source)
+    (again,) = sweeping.plan({"one": point.source}, ("SEED=1",), {}, place / "out")[0]
+    assert again.outcome() == "ran"
+
+
+def test_a_damaged_point_says_what_to_do(place):
+    (point,) = planned(place, "SEED=1")
+    report.write_beside(point.target, b"{")
+    with pytest.raises(ValueError, match="not a readable notebook.*delete it, and the point runs"):
+        point.outcome()
 
 
 def test_never_writes_over_what_no_sweep_made(place):

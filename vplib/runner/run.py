@@ -216,7 +216,7 @@ def _use_this_python() -> None:
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
 
 
-def execute(name: str, source: Path, target: Path, parameters: dict) -> dict:
+def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool = False) -> dict:
     """Runs one notebook; an error that no cell shows is put where it happened.
 
     Args:
@@ -224,6 +224,7 @@ def execute(name: str, source: Path, target: Path, parameters: dict) -> dict:
         source: the notebook.
         target: where papermill writes while it runs; an earlier one is replaced.
         parameters: values for its parameters cell.
+        quiet: no progress bar, even on a terminal.
 
     Returns:
         The executed notebook, as `report.read` returns it.
@@ -235,7 +236,7 @@ def execute(name: str, source: Path, target: Path, parameters: dict) -> dict:
     target.unlink(missing_ok=True)  # of an earlier run
     error = None
     paths = [re.sub(r"([{}])", r"\1\1", str(path)) for path in (source, target)]  # it formats them
-    bar = {"desc": f"  {name}", "leave": False, "disable": None}  # on a terminal only
+    bar = {"desc": f"  {name}", "leave": False, "disable": quiet or None}  # on a terminal
     options = {"kernel_name": "python3", "language": "python", "progress_bar": bar}
     try:
         papermill.execute_notebook(*paths, parameters=parameters or None, **options)

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import re
 import secrets
 import tempfile
@@ -34,7 +35,7 @@ class Point:
         source: the notebook.
         target: where the executed one goes; its name spells the parameters.
         parameters: by name, in the order of the parameters cell.
-        about: what the executed notebook says about its sweep: notebook, source (a hash), swept.
+        about: what the executed notebook says about its sweep: notebook, source (a hash of its code), swept.
     """
 
     name: str
@@ -62,7 +63,10 @@ class Point:
         """
         if not self.target.exists():
             return None
-        notebook = report.read(self.target)
+        try:
+            notebook = report.read(self.target)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it, and the point runs again") from None
         about = report.swept(notebook)
         if about is None:
             raise ValueError(f"{self.target} was not made by a sweep and stays; choose --out")
@@ -127,7 +131,8 @@ def plan(
             if twice := [v for i, v in enumerate(values) if v in values[:i]]:
                 raise ValueError(f"--grid {axis} has {twice[0]!r} twice")
             choices.append(values)
-        source = hashlib.sha256(path.read_bytes()).hexdigest()
+        code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        source = hashlib.sha256(json.dumps(code).encode()).hexdigest()
         about = {"notebook": name, "source": source, "swept": list(axes)}
         for values in itertools.product(*choices):
             chosen = fixed | dict(zip(axes, values, strict=True))
@@ -167,10 +172,12 @@ def run_point(source: bytes, point: Point, token: str) -> str:
         return ""
     with contextlib.suppress(ValueError):  # not on a worker
         get_worker().log_event("vplib", get_worker().get_current_task())
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a nanny sets it: one point, one core
     with tempfile.TemporaryDirectory(prefix="vplib-point-") as folder:
         path = Path(folder, "source.ipynb")
         path.write_bytes(source)
-        executed = run.execute(point.name, path, Path(folder, "out.ipynb"), point.parameters)
+        target = Path(folder, "out.ipynb")
+        executed = run.execute(point.name, path, target, point.parameters, quiet=True)
     text = point.signed(executed)
     with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
         if common:
@@ -300,7 +307,7 @@ def sweep(
                 _compute(study, todo, address, workers)
         except KeyboardInterrupt:
             ended.append("interrupted")
-            study.say("stopped; the same command goes on from here")
+            study.say(f"stopped; the same command with --out {folder} goes on from here")
         rows = [study.rows.get(point.target) for point in points]
         good = sum(bool(row) and row["outcome"] == "ran" for row in rows)
         seconds = time.monotonic() - began
