@@ -80,6 +80,7 @@ class Cluster:
             os.environ
             | {
                 "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+                "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0",
                 "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
             },
         )
@@ -179,28 +180,26 @@ def test_thirty_points_and_a_worker_killed_in_the_middle_of_one(place, cluster):
 
 def test_a_stopped_sweep_goes_on_where_it_ended(place, cluster):
     book, out = save(place / "one.ipynb"), place / "out"
-    arguments = [book, "--grid", "SEED=1,2,3,4", "-p", "PLACE", place, "--out", out]
+    arguments = [book, "--grid", "SEED=1,2,3,4,5", "-p", "PLACE", place, "--out", out]
     arguments += ["--scheduler", cluster.address]
-    for seed in (3, 4):
-        (place / f"hold-{seed}").touch()
+    (place / "hold-5").touch()
     sweep = begin(*arguments)
-    wait_for(lambda: len(list(out.glob("one/*.ipynb"))) == 2 and len(starts(place)) == 4)
+    wait_for(lambda: len(list(out.glob("one/*.ipynb"))) == 4 and len(starts(place)) == 5)
     sweep.send_signal(signal.SIGINT)
     said, err = sweep.communicate(timeout=400)
     assert sweep.returncode == 130 and err == "", err
     assert f"stopped; the same command with --out {out} goes on from here" in said
-    assert [row["SEED"] for row in table(out)] == ["1", "2"]
-    for seed in (3, 4):
-        (place / f"hold-{seed}").unlink()
+    assert [row["SEED"] for row in table(out)] == list("1234")
+    (place / "hold-5").unlink()
     before = {path: path.read_bytes() for path in out.glob("one/*.ipynb")}
 
     result = CliRunner().invoke(cli, ["sweep", *map(str, arguments)])
     assert result.exit_code == 0, result.output
-    assert "4 points, 2 done already, 2 left" in result.output
+    assert "5 points, 4 done already, 1 left" in result.output
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert [row["SEED"] for row in table(out)] == ["1", "2", "3", "4"]
+    assert [row["SEED"] for row in table(out)] == list("12345")
     count = starts(place)
-    assert [count[f"one SEED={seed} RATE=0.5"] for seed in (1, 2)] == [1, 1]
+    assert [count[f"one SEED={seed} RATE=0.5"] for seed in (1, 2, 3, 4)] == [1] * 4
     assert not list(out.rglob(".*.part"))
 
 

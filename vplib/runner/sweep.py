@@ -35,7 +35,8 @@ class Point:
         source: the notebook.
         target: where the executed one goes; its name spells the parameters.
         parameters: by name, in the order of the parameters cell.
-        about: what the executed notebook says about its sweep: notebook, source (a hash of its code), swept.
+        about: what the executed notebook says about its sweep: notebook, source (a hash of its
+            code), swept.
     """
 
     name: str
@@ -167,8 +168,8 @@ def run_point(source: bytes, point: Point, token: str) -> str:
     """
     from distributed import get_worker
 
-    common = _sees(point.target.parents[point.name.count("/") + 1], token)
-    if common and point.outcome() in DONE:  # the worker was lost after it
+    study = point.target.parents[point.name.count("/") + 1]
+    if _sees(study, token) and point.outcome() in DONE:  # the worker was lost after it
         return ""
     with contextlib.suppress(ValueError):  # not on a worker
         get_worker().log_event("vplib", get_worker().get_current_task())
@@ -180,7 +181,7 @@ def run_point(source: bytes, point: Point, token: str) -> str:
         executed = run.execute(point.name, path, target, point.parameters, quiet=True)
     text = point.signed(executed)
     with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
-        if common:
+        if _sees(study, token):
             report.write_beside(point.target, text.encode())
             return ""
     return text
@@ -307,6 +308,7 @@ def sweep(
                 _compute(study, todo, address, workers)
         except KeyboardInterrupt:
             ended.append("interrupted")
+            study = Sweep(folder)  # a worker may have put a point there since
             study.say(f"stopped; the same command with --out {folder} goes on from here")
         rows = [study.rows.get(point.target) for point in points]
         good = sum(bool(row) and row["outcome"] == "ran" for row in rows)
@@ -328,13 +330,15 @@ def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int 
     with contextlib.ExitStack() as stack:
         stack.callback(token.unlink, missing_ok=True)
         report.write_beside(token, unique.encode())
-        allowed = {"distributed.scheduler.allowed-failures": TRIES - 1}
-        stack.enter_context(dask.config.set(allowed))  # of a cluster that is made here
+        # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
+        rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
+        rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
+        stack.enter_context(dask.config.set(rules))
         client = stack.enter_context(_client(address, workers, len(todo), stack))
         study.say(f"Dask's dashboard: {client.dashboard_link}")
         futures = {}
         for number, p in enumerate(todo):
-            key = f"{p.label} ({unique} {number})"
+            key = f"point-{number}-{unique}"  # one prefix: Dask queues what is alike
             given = (files[p.source], p, unique)
             futures[client.submit(run_point, *given, key=key)] = p
         stack.callback(lambda: client.cancel(list(futures)))
