@@ -19,7 +19,7 @@ $(READY):
 	  { echo "vplib needs Python 3.11 or later; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(VENV): PyTorch, JupyterLab and what they need (some minutes, some GB; once)."
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[test,serve]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[test,serve,sweep]'
 	@rm -f $(VENV)/.ready-* && touch $@
 	@echo "$(VENV) is ready."
 

@@ -137,7 +137,8 @@ def _outputs(notebook, start_page) -> list[str]:
 
 def _setup_and_parameters(notebook, address) -> list[str]:
     found, cells = [], _code_cells(notebook)
-    if not cells or not cells[0].source.startswith(guard(address)):
+    extras = notebook.metadata.get("vplib", {}).get("extras", ())
+    if not cells or not cells[0].source.startswith(guard(address, extras)):
         found.append("the setup cell does not start with the Colab guard: make strip")
     tagged = _tagged(notebook, "parameters")
     if len(tagged) != 1:

@@ -149,8 +149,26 @@ def test_ruff(command):
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_readme_table_is_current():
+def test_tables_are_current():
     assert strip.notebook_table() in (ROOT / "README.md").read_text()
+    assert strip.course_table() in (ROOT / "notebooks" / "README.md").read_text()
+
+
+def test_the_course_table_has_goals_of_every_notebook():
+    rows = [line.split(" | ") for line in strip.course_table().splitlines()[2:-2]]
+    assert len(rows) == len(all_notebooks())
+    for _, title, minutes, _, goals in rows:
+        assert title.endswith(".ipynb)") and int(minutes) > 0 and len(goals) > 40, title
+    assert rows[0][1].startswith("[Start here](00_start_here.ipynb)")
+
+
+def test_the_syllabus_follows_the_course_and_names_every_notebook():
+    text = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    places = [text.find(f"`{name}`") for name in strip.COURSE]
+    assert -1 not in places and places == sorted(places)
+    for path in all_notebooks():
+        name = path.relative_to(ROOT / "notebooks").with_suffix("").as_posix()
+        assert f"`{name}`" in text, f"docs/teaching.md has no place for {name}"
 
 
 def test_guard_and_badge_follow_the_address():
@@ -166,6 +184,13 @@ def test_guard_and_badge_follow_the_address():
     strip.with_generated(notebook, "", "notebooks/attacks/membership_shadow.ipynb")
     assert notebook.cells[0].source == before
     assert setup.source.startswith(strip.guard(""))
+
+
+def test_the_guard_installs_what_a_notebook_needs():
+    address = "https://github.com/someone/vplib"
+    assert f'%pip install -q "vplib[he] @ git+{address}"' in strip.guard(address, ["he"])
+    assert "%pip install -q './vplib.zip[he]'" in strip.guard("", ["he"])
+    assert '%pip install -q ./vplib.zip")' in strip.guard("")
 
 
 def test_requirements_and_environment_agree_with_pyproject():

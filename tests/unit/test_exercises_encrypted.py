@@ -10,7 +10,7 @@ CASES = [
     (ex.check_square, ex.solve_square, "right"),
     (ex.check_square, lambda a, b, p: None, None),
     (ex.check_square, lambda a, b, p: (a * a % p, b * b % p), "three coefficients"),
-    (ex.check_square, lambda a, b, p: (a * a, 2 * a * b, b * b), "right up to the reduction"),
+    (ex.check_square, lambda a, b, p: (a * a, 2 * a * b, b * b), "nearly, up to the reduction"),
     (ex.check_square, lambda a, b, p: (a * a % p, a * b % p, b * b % p), "counts twice"),
     (ex.check_square, lambda a, b, p: (a * a % p, 0, b * b % p), "is missing"),
     (ex.check_square, lambda a, b, p: (1, 2, 3), "multiply out"),

@@ -23,7 +23,7 @@ def check_square(attempt) -> str | None:
         right = sum(v * s**i for i, v in enumerate(found)) % p == (c0 + c1 * s) ** 2 % p
         return "right: whoever knows s reads the square of the message" if right else None
     if tuple(v % p for v in found) == solve_square(c0, c1, p):
-        return "right up to the reduction: take each coefficient mod p, or it outgrows the lane"
+        return "nearly, up to the reduction: take each coefficient mod p, or it outgrows the lane"
     if found[1] % p == c0 * c1 % p:
         return "the middle coefficient counts twice: c0 c1 s and c1 s c0"
     if found[1] % p == 0:

@@ -1,4 +1,4 @@
-"""The `vplib` command: list, run, report, cache."""
+"""The `vplib` command: list, run, sweep, report, cache."""
 
 import contextlib
 import shutil
@@ -53,6 +53,41 @@ def run(ctx, notebooks, given, profile, out, core, gallery):
     except ValueError as error:
         _stop(error)
     ctx.exit(running.run(jobs, folder, gallery))
+
+
+@cli.command()
+@click.argument("notebooks", nargs=-1, metavar="NOTEBOOK...")
+@click.option("--grid", multiple=True, metavar="NAME=a,b,c", help="Values of a parameter.")
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="For all points.")
+@click.option("--profile", help="The same as -p PROFILE; mostly lab or paper.")
+@click.option("--out", type=Path, help="The folder of the sweep [default: runs/sweep_TIME].")
+@click.option("--core", is_flag=True, help="The start page and the core notebooks.")
+@click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler, as tcp://HOST:8786.")
+@click.option("--workers", type=click.IntRange(1), help="Processes here [default: one a core].")
+@click.option("--dry-run", is_flag=True, help="Show the points, and run nothing.")
+@click.pass_context
+def sweep(ctx, notebooks, grid, given, profile, out, core, scheduler, workers, dry_run):
+    r"""Runs notebooks with all combinations of the values in --grid, on Dask.
+
+    The same command with the same --out goes on where a stopped sweep ended. It leaves the
+    executed notebooks, sweep.csv, sweep.log and a report.
+
+    \b
+    vplib sweep attacks/membership_shadow --grid SEED=0,1,2 --grid DATASET=digits,mnist5k
+    """
+    from vplib.runner import sweep as sweeping
+
+    values = dict(given) | ({"PROFILE": profile} if profile is not None else {})
+    try:
+        if scheduler and workers:
+            raise ValueError("--workers is for a cluster on this machine; --scheduler has its own")
+        points, folder = sweeping.plan(running.find(notebooks, core), grid, values, out)
+        if dry_run:
+            ctx.exit(sweeping.show(points))
+        status = sweeping.sweep(points, folder, scheduler, workers)
+    except ValueError as error:
+        _stop(error)
+    ctx.exit(status)
 
 
 @cli.command()

@@ -1,6 +1,8 @@
 """What an executed notebook says, and one self-contained HTML page on a folder of them."""
 
 import ast
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -112,6 +114,34 @@ def outcome(notebook: dict) -> str:
     return "ran" if notebook["metadata"]["papermill"].get("end_time", True) else "not finished"
 
 
+def swept(notebook: dict) -> dict | None:
+    """What a point of a sweep says about it: notebook, source, swept, tries; else None."""
+    return notebook["metadata"]["vplib"].get("sweep")
+
+
+def records(notebook: dict) -> dict:
+    """The recorded values by name; of a name recorded twice, the later value."""
+    return {found["name"]: found["value"] for found in emitted(notebook, "record")}
+
+
+def row(notebook: dict) -> dict:
+    """One point of a sweep as a row of its table; lists as JSON, each claim as its outcome."""
+    about, papermill = swept(notebook), notebook["metadata"]["papermill"]
+    seconds, error = papermill.get("duration"), failure(notebook)
+    fixed = {
+        "notebook": about["notebook"],
+        **papermill.get("parameters", {}),
+        "outcome": outcome(notebook),
+        "seconds": round(seconds or 0, 1),
+        "tries": about["tries"],
+        "error": error["error"].splitlines()[0] if error else "",
+    }
+    values = {f"record: {k}" if k in fixed else k: v for k, v in records(notebook).items()}
+    said = {f"claim: {row['of']}: {row['claim']}": row["outcome"] for row in claims(notebook)}
+    cells = fixed | values | said
+    return {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
+
+
 def figures(notebook: dict) -> list[dict]:
     """The PNG figures, the hero first: png (base64), hero, and the sentence before as caption."""
     found, caption = [], ""
@@ -127,11 +157,54 @@ def figures(notebook: dict) -> list[dict]:
     return sorted(found, key=lambda figure: not figure["hero"])
 
 
+def thumbnail(png: str) -> str:
+    """A small copy of a PNG, base64 both; the same if it is small or cannot be read."""
+    from PIL import Image
+
+    try:
+        image, file = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA"), io.BytesIO()
+        image.thumbnail((560, 360))
+        image.quantize(128).save(file, "PNG", optimize=True)
+    except (OSError, ValueError):
+        return png
+    return min(base64.b64encode(file.getvalue()).decode(), png, key=len)
+
+
+def brief(name: str, notebook: dict) -> dict:
+    """All that the report shows of an executed notebook; of a sweep's point, one figure."""
+    about, papermill = swept(notebook), notebook["metadata"]["papermill"]
+    pictures = figures(notebook)
+    source = "".join(cell["source"] for cell in notebook["cells"][:1])
+    described = re.search(r"!\[([^]]+)\]\([^)]*gallery/", source)
+    if pictures and pictures[0]["hero"] and described:
+        pictures[0]["alt"] = described[1]
+    given = papermill.get("parameters", {})
+    return {
+        "name": name,
+        "title": notebook["metadata"]["vplib"].get("title") or name,
+        "study": about["notebook"] if about else None,
+        "swept": about["swept"] if about else [],
+        "tries": about["tries"] if about else 1,
+        "parameters": given,
+        "label": " ".join(f"{k}={v}" for k, v in given.items()),
+        "started": (papermill.get("start_time") or "")[:19].replace("T", " "),
+        "seconds": papermill.get("duration"),
+        "outcome": outcome(notebook),
+        "error": failure(notebook),
+        "claims": claims(notebook),
+        "changed": changed(notebook),
+        "records": records(notebook),
+        "versions": (emitted(notebook, "versions") or [{}])[-1],
+        "figures": pictures[:1] if about else pictures,
+        "thumb": thumbnail(pictures[0]["png"]) if pictures else None,
+    }
+
+
 def write(folder: Path, output: Path | None = None) -> Path:
     """Writes the report on all executed notebooks below a folder, and returns its absolute path.
 
     Args:
-        folder: where `vplib run` or papermill left notebooks.
+        folder: where `vplib run`, `vplib sweep` or papermill left notebooks.
         output: the file to write; `report.html` in the folder by default.
 
     Raises:
@@ -139,25 +212,38 @@ def write(folder: Path, output: Path | None = None) -> Path:
     """
     import jinja2
 
+    from vplib.runner import bands
+
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; `vplib run` says where it leaves its notebooks")
     text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True).from_string(text)
-    page.globals |= globals() | {"claims_table": claims_table}
-    books, notes = [], []
+    page.globals |= {"claims_table": claims_table, "bands": bands}
+    books, studies, notes = [], {}, []
     paths = [p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
     for path in sorted(paths):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
-            book = read(path)
-            if book["metadata"]["papermill"] or MIME in json.dumps(book):
-                page.render(books=[(name, book)])  # alone, to see whether it can be shown
-                books.append((name, book))
+            notebook = read(path)
+            if not (notebook["metadata"]["papermill"] or MIME in json.dumps(notebook)):
+                continue
+            book = brief(name, notebook)
+            page.render(books=[book])  # alone, to see whether it can be shown
+            if book["study"]:
+                points = studies.setdefault((book["study"], *book["swept"]), [])
+                if points and points[0]["figures"]:
+                    book["figures"] = book["thumb"] = (
+                        None  # a thousand points, and one of each picture
+                    )
+                points.append(book)
+            else:
+                books.append(book)
         except Exception as error:  # whatever damage it has, the others are shown
             notes.append(f"{name}: {error}")
-    if not books and not notes:
+    if not books and not studies and not notes:
         raise ValueError(f"there is no executed notebook in {folder}; `vplib run` makes them")
-    books.sort(key=lambda pair: pair[1]["metadata"]["papermill"].get("start_time") or "")
+    books.sort(key=lambda book: book["started"])
     output = (output or folder / "report.html").absolute()
-    write_beside(output, page.render(books=books, notes=notes).encode())
+    shown = page.render(books=books, studies=list(studies.values()), notes=notes)
+    write_beside(output, shown.encode())
     return output

@@ -1,7 +1,9 @@
 """Finds notebooks, checks everything before any of them starts, and runs them with papermill."""
 
 import ast
+import atexit
 import base64
+import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -9,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from datetime import datetime
@@ -70,28 +73,51 @@ def check(found: dict[str, Path], given: dict[str, str], out: Path | None) -> tu
     Raises:
         ValueError: something is missing, unknown, damaged, of the wrong type, or not writable.
     """
-    if not all(importlib.util.find_spec(name) for name in ("papermill", "ipykernel")):
-        raise ValueError('running notebooks needs papermill: pip install "vplib[lab]"')
     folder = (out or Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")).absolute()
     jobs = []
     for name, path in found.items():
-        notebook, target = report.read(path), folder / f"{name}.ipynb"
-        try:
-            jobs.append((name, path, target, _check_parameters(notebook, given)))
-        except (ValueError, SyntaxError) as error:
-            raise ValueError(f"{name}: {error}") from None
-        for extra in notebook["metadata"]["vplib"].get("extras") or ():
-            if missing := _missing(extra):
-                raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
+        target = folder / f"{name}.ipynb"
+        jobs.append((name, path, target, check_notebook(name, report.read(path), given)))
         if target.exists() and not report.read(target)["metadata"]["papermill"]:
             raise ValueError(f"{target} was not made by a run and stays; choose another --out")
+    make_folders(folder, [target.parent for _, _, target, _ in jobs])
+    return jobs, folder
+
+
+def make_folders(folder: Path, inside: list[Path]) -> None:
+    """Makes the folder of a run and those inside it.
+
+    Raises:
+        ValueError: one cannot be made, or not written to.
+    """
     try:
-        for _, _, target, _ in jobs:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        for path in (folder, *inside):
+            path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose --out") from None
-    return jobs, folder
+
+
+def check_notebook(name: str, notebook: dict, given: dict[str, str]) -> dict:
+    """The parameters of one notebook as values, after a check that it can run here.
+
+    Args:
+        name: what errors call the notebook.
+        notebook: as `report.read` returns it.
+        given: parameters as typed.
+
+    Raises:
+        ValueError: a package is missing, or a parameter is unknown or of the wrong type.
+    """
+    if not all(importlib.util.find_spec(needed) for needed in ("papermill", "ipykernel")):
+        raise ValueError('running notebooks needs papermill: pip install "vplib[lab]"')
+    for extra in notebook["metadata"]["vplib"].get("extras") or ():
+        if missing := missing_of(extra):
+            raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
+    try:
+        return _check_parameters(notebook, given)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _check_parameters(notebook: dict, given: dict[str, str]) -> dict:
@@ -142,7 +168,7 @@ def _profiles(notebook: dict) -> list[str]:
     return []
 
 
-def _missing(extra: str) -> str:
+def missing_of(extra: str) -> str:
     """What is not installed of an extra, as one text."""
     of_extra = re.compile(rf"([\w.-]+).*extra == ['\"]{re.escape(extra)}['\"]")
     matches = map(of_extra.match, importlib.metadata.requires("vplib") or ())
@@ -162,37 +188,55 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
     Returns:
         The exit status: 0 if every notebook ran and no claim failed, 130 after Ctrl-C, else 1.
     """
-    from ipykernel.kernelspec import write_kernel_spec
-
     ends, began = [], time.monotonic()
-    with tempfile.TemporaryDirectory() as kernels:  # where "python3" is this interpreter
-        place, quiet = Path(kernels, "kernels", "python3"), ["--log-level=CRITICAL"]
-        write_kernel_spec(place, extra_arguments=quiet)
-        paths = (kernels, os.environ.get("JUPYTER_PATH"))
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
-        for number, (name, source, target, parameters) in enumerate(jobs, 1):
-            print(f"{name} ({number} of {len(jobs)}) is running", flush=True)
-            notebook = _execute(name, source, target, parameters)
-            ends.append(_say(name, notebook))
-            if ends[-1] == "interrupted":
-                break
-            if gallery and ends[-1] == "ran" and not report.changed(notebook):
-                _write_hero(notebook, gallery / f"{source.stem}.png")
+    for number, (name, source, target, parameters) in enumerate(jobs, 1):
+        print(f"{name} ({number} of {len(jobs)}) is running", flush=True)
+        notebook = execute(name, source, target, parameters)
+        report.write_beside(target, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
+        ends.append(_say(name, notebook))
+        if ends[-1] == "interrupted":
+            break
+        if gallery and ends[-1] == "ran" and not report.changed(notebook):
+            _write_hero(notebook, gallery / f"{source.stem}.png")
     good, seconds = ends.count("ran"), time.monotonic() - began
     print(f"{good} of {len(jobs)} notebooks ran and kept their claims, {seconds:.0f} s")
     print(report.write(folder), flush=True)
     return 130 if "interrupted" in ends else int(good < len(jobs))
 
 
-def _execute(name: str, source: Path, target: Path, parameters: dict) -> dict:
-    """The executed notebook; an error that no cell shows is put where it happened."""
+@functools.cache
+def _use_this_python() -> None:
+    """Makes "python3" the name of this interpreter's kernel, for as long as this process lives."""
+    from ipykernel.kernelspec import write_kernel_spec
+
+    folder = tempfile.mkdtemp(prefix="vplib-kernel-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_kernel_spec(Path(folder, "kernels", "python3"), extra_arguments=["--log-level=CRITICAL"])
+    paths = (folder, os.environ.get("JUPYTER_PATH"))
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
+
+
+def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool = False) -> dict:
+    """Runs one notebook; an error that no cell shows is put where it happened.
+
+    Args:
+        name: what the progress bar says, on a terminal.
+        source: the notebook.
+        target: where papermill writes while it runs; an earlier one is replaced.
+        parameters: values for its parameters cell.
+        quiet: no progress bar, even on a terminal.
+
+    Returns:
+        The executed notebook, as `report.read` returns it.
+    """
     import papermill
 
+    _use_this_python()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is printed below
     target.unlink(missing_ok=True)  # of an earlier run
     error = None
     paths = [re.sub(r"([{}])", r"\1\1", str(path)) for path in (source, target)]  # it formats them
-    bar = {"desc": f"  {name}", "leave": False, "disable": None}  # on a terminal only
+    bar = {"desc": f"  {name}", "leave": False, "disable": quiet or None}  # on a terminal
     options = {"kernel_name": "python3", "language": "python", "progress_bar": bar}
     try:
         papermill.execute_notebook(*paths, parameters=parameters or None, **options)
@@ -205,17 +249,21 @@ def _execute(name: str, source: Path, target: Path, parameters: dict) -> dict:
     except ValueError:  # it never started, or was cut short while it was written
         notebook = report.read(source)
     if error:
-        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-        begun = [cell for cell in code if cell["metadata"]["papermill"].get("start_time")]
-        shown = {"ename": type(error).__name__, "evalue": str(error), "traceback": []}
-        for cell in begun[-1:] or code[:1]:
-            cell["outputs"].append({"output_type": "error", **shown})
-            cell["metadata"]["papermill"]["exception"] = True
+        put_error(notebook, type(error).__name__, str(error))
     elif not report.failure(notebook):  # papermill marks intended errors as well
         cells = notebook["cells"]
         notebook["cells"] = [c for c in cells if report.MARKER not in c["metadata"]["tags"]]
-    report.write_beside(target, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
     return notebook
+
+
+def put_error(notebook: dict, name: str, text: str) -> None:
+    """Shows an error in the cell that was running, or in the first one if none was."""
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    begun = [cell for cell in code if cell["metadata"]["papermill"].get("start_time")]
+    shown = {"ename": name, "evalue": text, "traceback": []}
+    for cell in begun[-1:] or code[:1]:
+        cell["outputs"].append({"output_type": "error", **shown})
+        cell["metadata"]["papermill"]["exception"] = True
 
 
 def _say(name: str, notebook: dict) -> str:

@@ -1,0 +1,388 @@
+"""Runs notebooks over a grid of parameters, on Dask: one point is one notebook with its values."""
+
+import ast
+import contextlib
+import csv
+import hashlib
+import importlib.util
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from vplib.experiment import progress
+from vplib.runner import report, run
+
+DONE = ("ran", "claim failed")  # outcomes that a resumed sweep does not repeat
+TRIES = 2  # of a point whose worker is lost
+WAIT, PAUSE = 600.0, 5.0  # seconds to wait for space on a full disk, and between two looks
+
+
+@dataclass(frozen=True)
+class Point:
+    """One notebook with one value for each parameter.
+
+    Args:
+        name: of the notebook.
+        source: the notebook.
+        target: where the executed one goes; its name spells the parameters.
+        parameters: by name, in the order of the parameters cell.
+        about: what the executed notebook says about its sweep: notebook, source (a hash of its
+            code), swept.
+    """
+
+    name: str
+    source: Path
+    target: Path
+    parameters: dict
+    about: dict
+
+    @property
+    def label(self) -> str:
+        """The notebook and the parameters, as progress and log call the point."""
+        return " ".join([self.name, *(f"{k}={v}" for k, v in self.parameters.items())])
+
+    def signed(self, executed: dict, tries: int = 1) -> str:
+        """The executed notebook as text, with what tells a resumed sweep that it is this point."""
+        executed["metadata"]["vplib"]["sweep"] = self.about | {"tries": tries}
+        executed["metadata"]["papermill"]["parameters"] = self.parameters
+        return json.dumps(executed, indent=1, ensure_ascii=False)
+
+    def outcome(self) -> str | None:
+        """The outcome of the executed notebook, or None if there is none.
+
+        Raises:
+            ValueError: something else lies at its place.
+        """
+        if not self.target.exists():
+            return None
+        try:
+            notebook = report.read(self.target)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it, and the point runs again") from None
+        about = report.swept(notebook)
+        if about is None:
+            raise ValueError(f"{self.target} was not made by a sweep and stays; choose --out")
+        if about["source"] != self.about["source"]:
+            raise ValueError(
+                f"{self.name} has changed since {self.target} was made, and one study must not mix "
+                "two versions; choose another --out, or delete what the old one made"
+            )
+        return report.outcome(notebook)
+
+
+def split_values(text: str) -> list[str]:
+    """The values of `--grid NAME=a,b,c` as typed; commas inside brackets and quotes do not split.
+
+    Raises:
+        ValueError: a value is empty, or stands twice.
+    """
+    try:
+        nodes = ast.parse(f"[{text}]", mode="eval").body.elts
+        values = [ast.get_source_segment(f"[{text}]", node) for node in nodes]
+    except (SyntaxError, AttributeError):  # folder:photos
+        values = [value.strip() for value in text.split(",")]
+    if not values or not all(values):
+        raise ValueError(f"{text!r} has an empty value; expected values with commas, as 1,2,3")
+    return values
+
+
+def plan(
+    found: dict[str, Path], grid: tuple[str, ...], given: dict[str, str], out: Path | None
+) -> tuple[list[Point], Path]:
+    """The points of a sweep, after all that can be checked before one runs; writes nothing.
+
+    Args:
+        found: the notebooks, as `run.find` returns them.
+        grid: texts "NAME=a,b,c"; the points are all combinations.
+        given: parameters that all points share, as typed.
+        out: the folder; a new one in runs/ if None.
+
+    Raises:
+        ValueError: Dask is missing, the grid is damaged, a notebook does not know a parameter, or
+            a value has the wrong type.
+    """
+    if not importlib.util.find_spec("distributed"):
+        raise ValueError('sweeps run on Dask: pip install "vplib[sweep]"')
+    axes = {}
+    for text in grid:
+        name, equals, values = text.partition("=")
+        if not (name.isidentifier() and equals):
+            raise ValueError(f"--grid {text!r} is not NAME=a,b,c, for example SEED=0,1,2")
+        if name in axes or name in given:
+            raise ValueError(f"{name} is given twice; name it once, in --grid or in -p")
+        axes[name] = split_values(values)
+    if not axes:
+        raise ValueError("a sweep needs --grid NAME=a,b,c, for example --grid SEED=0,1,2")
+    folder, points = (out or Path("runs", f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}")), []
+    folder = folder.absolute()
+    for name, path in found.items():
+        notebook = report.read(path)
+        fixed, choices = run.check_notebook(name, notebook, given), []
+        for axis, texts in axes.items():
+            values = [run.check_notebook(name, notebook, {axis: text})[axis] for text in texts]
+            if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+                raise ValueError(f"--grid {axis} has {twice[0]!r} twice")
+            choices.append(values)
+        code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        source = hashlib.sha256(json.dumps(code).encode()).hexdigest()
+        about = {"notebook": name, "source": source, "swept": list(axes)}
+        for values in itertools.product(*choices):
+            chosen = fixed | dict(zip(axes, values, strict=True))
+            parameters = {k: chosen[k] for k in report.parameters(notebook) if k in chosen}
+            target = folder / name / f"{_file_name(parameters)}.ipynb"
+            points.append(Point(name, path, target, parameters, about))
+    return points, folder
+
+
+def _file_name(parameters: dict) -> str:
+    """The parameters as a file name; where letters are left out, a hash tells points apart."""
+    text = ",".join(f"{name}={value}" for name, value in parameters.items())
+    safe = re.sub(r"[^\w=,.+-]", "_", text)[:100]
+    if safe == text:
+        return text
+    return f"{safe}-{hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]}"
+
+
+def run_point(source: bytes, point: Point, token: str) -> str:
+    """Runs one point on whichever machine Dask chooses.
+
+    A worker that sees the sweep's folder puts the notebook there itself: should the worker be lost
+    a moment later, the point need not run again.
+
+    Args:
+        source: what the notebook's file holds; the worker need not have it.
+        point: what to run, and where the executed notebook goes.
+        token: what `.sweep.id` in the sweep's folder holds.
+
+    Returns:
+        The executed notebook as JSON, with its error if it failed; empty if it is in its place.
+    """
+    from distributed import get_worker
+
+    study = point.target.parents[point.name.count("/") + 1]
+    if _sees(study, token) and point.outcome() in DONE:  # the worker was lost after it
+        return ""
+    with contextlib.suppress(ValueError):  # not on a worker
+        get_worker().log_event("vplib", get_worker().get_current_task())
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a nanny sets it: one point, one core
+    with tempfile.TemporaryDirectory(prefix="vplib-point-") as folder:
+        path = Path(folder, "source.ipynb")
+        path.write_bytes(source)
+        target = Path(folder, "out.ipynb")
+        executed = run.execute(point.name, path, target, point.parameters, quiet=True)
+    text = point.signed(executed)
+    with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
+        if _sees(study, token):
+            report.write_beside(point.target, text.encode())
+            return ""
+    return text
+
+
+def _sees(folder: Path, token: str) -> bool:
+    """Whether this machine has the folder of the sweep, and not just one of that name."""
+    with contextlib.suppress(OSError):
+        return (folder / ".sweep.id").read_text() == token
+    return False
+
+
+class Sweep:
+    """A folder of points: what is done in it, its log and its table."""
+
+    def __init__(self, folder: Path):
+        """Reads what the folder holds already.
+
+        Args:
+            folder: made by `run.make_folders`.
+        """
+        self.folder, self.rows = folder, {}
+        for path in sorted(folder.rglob("*.ipynb")):
+            with contextlib.suppress(ValueError):
+                notebook = report.read(path)
+                if report.swept(notebook):
+                    self.rows[path] = report.row(notebook)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar, and adds it to sweep.log."""
+        from tqdm import tqdm
+
+        tqdm.write(text)
+        with contextlib.suppress(OSError), (self.folder / "sweep.log").open("a") as log:
+            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Writes a file whole; on a full disk it waits, for what is computed must not be lost.
+
+        Raises:
+            OSError: there is still no space after `WAIT` seconds.
+        """
+        until, waited = time.monotonic() + WAIT, False
+        while True:
+            try:
+                return report.write_beside(path, content)
+            except OSError as error:
+                path.with_name(f".{path.name}.part").unlink(missing_ok=True)
+                if time.monotonic() > until:
+                    raise
+                if not waited:
+                    self.say(
+                        f"cannot write {path}: {error.strerror}. The sweep goes on by itself once "
+                        f"there is space; it waits {WAIT / 60:.0f} minutes"
+                    )
+                waited = True
+                time.sleep(PAUSE)
+
+    def keep(self, point: Point, text: str, tries: int) -> dict:
+        """Writes the executed notebook of a point, if its worker did not, and returns its row."""
+        notebook = json.loads(text) if text else report.read(point.target)
+        if text or tries > 1:
+            self.write(point.target, point.signed(notebook, tries).encode())
+        self.rows[point.target] = row = report.row(notebook)
+        return row
+
+    def write_table(self) -> Path:
+        """Writes sweep.csv: one row a point, a column for whatever any of them has."""
+        rows = [self.rows[path] for path in sorted(self.rows)]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        columns.sort(key=lambda name: name.startswith("claim: "))  # stable: these come last
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        self.write(path := self.folder / "sweep.csv", text.getvalue().encode())
+        return path
+
+
+def show(points: list[Point]) -> int:
+    """Prints what a sweep would do, and does nothing. Returns the exit status."""
+    todo = [point for point in points if point.outcome() not in DONE]
+    for point in points:
+        print(f"{point.label}: {'to run' if point in todo else 'done'}")
+    print(f"{len(points)} points, {len(points) - len(todo)} done, {len(todo)} to run; nothing ran")
+    return 0
+
+
+def sweep(
+    points: list[Point], folder: Path, address: str | None = None, workers: int | None = None
+) -> int:
+    """Runs the points that are not done yet; the last line is the path of the report.
+
+    Args:
+        points: what `plan` returned.
+        folder: what it returned as well.
+        address: of a Dask scheduler; a cluster on this machine if None.
+        workers: how many processes that one has; one a core if None.
+
+    Returns:
+        The exit status: 0 if every point ran and no claim failed, 130 after Ctrl-C, else 1.
+
+    Raises:
+        ValueError: the folder cannot be written, holds something else, or no scheduler answers.
+    """
+    import filelock
+
+    for point in points:
+        point.outcome()  # refuse before anything is made
+    run.make_folders(folder, sorted({point.target.parent for point in points}))
+    lock = filelock.FileLock(folder / ".sweep.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"another sweep works in {folder}; waiting until it ends (Ctrl-C stops)", flush=True)
+        lock.acquire()
+    ended = []
+    with lock:
+        study, began = Sweep(folder), time.monotonic()
+        todo = [point for point in points if point.outcome() not in DONE]
+        study.say(f"{len(points)} points, {len(points) - len(todo)} done already, {len(todo)} left")
+        try:
+            if todo:
+                _compute(study, todo, address, workers)
+        except KeyboardInterrupt:
+            ended.append("interrupted")
+            study = Sweep(folder)  # a worker may have put a point there since
+            study.say(f"stopped; the same command with --out {folder} goes on from here")
+        rows = [study.rows.get(point.target) for point in points]
+        good = sum(bool(row) and row["outcome"] == "ran" for row in rows)
+        seconds = time.monotonic() - began
+        table = study.write_table()
+        study.say(f"{good} of {len(points)} points ran and kept their claims, {seconds:.0f} s")
+        print(table)
+        print(report.write(folder) if study.rows else folder, flush=True)
+    return 130 if ended else int(good < len(points))
+
+
+def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int | None) -> None:
+    """Submits the points to Dask and keeps each as it comes back."""
+    import dask
+    import distributed
+
+    files = {point.source: point.source.read_bytes() for point in todo}
+    unique, token = secrets.token_hex(8), study.folder / ".sweep.id"
+    with contextlib.ExitStack() as stack:
+        stack.callback(token.unlink, missing_ok=True)
+        report.write_beside(token, unique.encode())
+        # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
+        rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
+        rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
+        stack.enter_context(dask.config.set(rules))
+        client = stack.enter_context(_client(address, workers, len(todo), stack))
+        study.say(f"Dask's dashboard: {client.dashboard_link}")
+        futures = {}
+        for number, p in enumerate(todo):
+            key = f"point-{number}-{unique}"  # one prefix: Dask queues what is alike
+            given = (files[p.source], p, unique)
+            futures[client.submit(run_point, *given, key=key)] = p
+        stack.callback(lambda: client.cancel(list(futures)))
+        came, began = distributed.as_completed(futures), time.monotonic()
+        for number, future in enumerate(progress(came, "points", len(todo)), 1):
+            point, error = futures.pop(future), future.exception()
+            starts = [message for _, message in client.get_events("vplib")].count(future.key)
+            if error:  # of Dask: what a notebook raises stands in the notebook
+                notebook = report.read(point.source)
+                why = " ".join(str(error).split())
+                if isinstance(error, distributed.KilledWorker):
+                    why = "each worker that ran this point died; was its memory spent? " + why
+                run.put_error(notebook, type(error).__name__, why)
+                text = point.signed(notebook)
+            row = study.keep(point, text if error else future.result(), starts)
+            study.write_table()
+            left = (time.monotonic() - began) / number * (len(todo) - number)
+            lost = f", started {row['tries']} times: a worker was lost" if row["tries"] > 1 else ""
+            what = f": {row['error']}" if row["error"] else ""
+            study.say(
+                f"[{number} of {len(todo)}] {point.label}: {row['outcome']}{what}{lost}, "
+                f"{row['seconds']} s; about {left / 60:.0f} min left"
+            )
+
+
+def _client(address: str | None, workers: int | None, points: int, stack: contextlib.ExitStack):
+    """A client of the scheduler at an address, or of a new cluster that the stack closes."""
+    import dask.system
+    import distributed
+
+    if address:
+        try:
+            return distributed.Client(address, timeout="10s")
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"no Dask scheduler answers at {address!r} ({error}); start one with `dask "
+                "scheduler` and give the address it prints, as tcp://HOST:8786"
+            ) from None
+    cluster = distributed.LocalCluster(
+        n_workers=min(workers or dask.system.CPU_COUNT, points),
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,  # a point's memory is its kernel's, which Dask does not see
+        silence_logs=logging.CRITICAL,
+    )
+    return distributed.Client(stack.enter_context(cluster))
