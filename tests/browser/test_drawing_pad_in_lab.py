@@ -54,3 +54,4 @@ def test_a_drawing_reaches_the_kernel_and_its_answer_is_shown(page, notebook):
     stroke((0.2, 0.4), (0.8, 0.4))
     ask.click()
     expect(widget_view(page)).to_contain_text("lying")
+    assert "lying, " in widget_view(page).inner_text()
