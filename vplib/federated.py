@@ -175,7 +175,7 @@ def simulate(
             "dropout in training mode: the attacker does not know which units the client dropped; "
             "call model.eval(), or take a model without dropout"
         )
-    small = images.shape[-1] <= 16
+    small = images.shape[-1] <= 32
     forward = _unfolded(model) if small else None
     slopes = _by_autograd(forward) if forward else _by_vmap(model)
     start = {name: p.detach() for name, p in model.named_parameters()}

@@ -105,7 +105,8 @@ def invert_gradient(
     _check(messages, objective, optimizer, start, labels, num_classes, lr, num_steps)
     num, like = len(messages), next(iter(targets.values()))
     steps = dict(lr=lr, num_steps=num_steps, batch_size=batch_size)
-    kept = {k: (v != 0).to(v) if ignore_zeros else torch.ones_like(v) for k, v in targets.items()}
+    kept = {k: (v != 0).to(v) for k, v in targets.items()} if ignore_zeros else None
+    everyone = torch.arange(num, device=like.device)
     norm = sum(v.flatten(1).square().sum(1) for v in targets.values())
     weight = torch.as_tensor(tv).to(like).expand(num)
     flat = (num_images, *shape)
@@ -123,15 +124,15 @@ def invert_gradient(
 
     def evaluate(points, attempts):
         rows = attempts % num
+        rows = slice(None) if torch.equal(rows, everyone) else rows  # nothing to copy
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             x, y = parts(points, rows)
             found = federated.simulate(model, x, y, **steps)
             dot = square = distance = 0
             for name, value in found.items():
-                wanted, mask = targets[name][rows], kept[name][rows]
-                value = (value * mask).flatten(1)
-                wanted = wanted.flatten(1)
+                value = (value * kept[name][rows] if kept else value).flatten(1)
+                wanted = targets[name][rows].flatten(1)
                 if objective == "squared":
                     distance = distance + (value - wanted).square().sum(1)
                 else:
@@ -165,8 +166,8 @@ def invert_gradient(
         else:
             found = _signed_adam(evaluate, starts, num_evaluations, step_size, pixels, **settings)
     best = found.values.view(restarts, num).nan_to_num(torch.inf).argmin(0)
-    rows = best * num + torch.arange(num, device=best.device)
-    images, told = parts(found.points[rows], torch.arange(num, device=best.device))
+    rows = best * num + everyone
+    images, told = parts(found.points[rows], everyone)
     path = found.path[:, rows, :pixels].view(-1, num, *flat)
     spent = found.evaluations.view(restarts, num).sum(0)
     return Inversion(images, told, found.values[rows], path, found.path_values[:, rows], spent)
