@@ -39,7 +39,7 @@ def one_thread(images: Tensor):
         images: (N, ...) what is computed on; large ones, and other devices, keep their threads.
     """
     before = torch.get_num_threads()
-    tiny = images.device.type == "cpu" and images[0].numel() < 4096
+    tiny = images.device.type == "cpu" and images[0].numel() < 2048
     torch.set_num_threads(1 if tiny else before)
     try:
         yield
