@@ -1,8 +1,9 @@
 """One image at a time: packed taps, on SEAL's own operations (`tenseal.sealapi`).
 
-A ciphertext holds two taps of the kernel, in real and imaginary parts, for every position and
-every map of the convolution, which then needs no rotation. Its spare room holds copies that the
-client has shifted, so that the dense layer by diagonals rotates once for many diagonals.
+A ciphertext holds taps of the kernel, two in real and imaginary parts, for every position and every
+map of the convolution. Its spare room holds copies: some with further taps, which rotations add,
+others that the client has shifted, so that the dense layer by diagonals rotates once for many
+diagonals. What is better depends on the network; `Packing` counts.
 """
 
 import os
@@ -26,7 +27,10 @@ PARAMETERS = Parameters(8192, (36, 28, 28, 28, 28, 28, 42), 28)
 
 
 class Packing:
-    """Where everything lies: slot `i * copies + j` belongs to activation `i + step * j`.
+    """Where everything lies: slot `i * copies + j` is of activation `i + step * (j // sharing)`.
+
+    Each `sharing` neighbours hold different taps of one activation; after the convolution the
+    first of them holds their sum, the others what nobody weighs.
 
     Args:
         slots: numbers in a ciphertext.
@@ -47,15 +51,23 @@ class Packing:
                 f"fit into {slots} slots; use encrypted_lanes"
             )
         self.copies = min(slots // self.wide, self.narrow)
-        self.step = self.narrow // self.copies
+        self._share(min((1 << n for n in range(self.copies.bit_length())), key=self._share))
         self.blocks = self.wide // self.narrow
         self.groups = -(-self.classes // self.blocks)
         if self.groups > self.copies:
             raise ValueError(f"{self.classes} classes do not fit; use encrypted_lanes")
-        self.baby = 1 << (int(np.log2(self.step)) + 1) // 2
         index = np.arange(slots)
         self.row, self.copy = index // self.copies % self.wide, index % self.copies
-        self.activation = (self.row + self.step * self.copy) % self.wide
+        self.activation = (self.row + self.step * (self.copy // self.sharing)) % self.wide
+
+    def _share(self, sharing: int) -> float:
+        """Lets so many neighbours share the taps; the server's work in rotations (measured)."""
+        self.sharing, shifts = sharing, self.copies // sharing
+        self.step = self.narrow // shifts
+        self.baby = 1 << (self.step.bit_length()) // 2
+        self.num_ciphertexts = -(-(self.kernel**2) // (2 * sharing))
+        dense = self.baby + self.step // self.baby + np.log2(shifts)
+        return self.num_ciphertexts / 2 + 2 * np.log2(sharing) + dense
 
     def rotations(self) -> list[int]:
         """Every rotation that the server makes."""
@@ -73,20 +85,24 @@ class Packing:
         return padded[self.activation]
 
     def pack_taps(self, image: np.ndarray) -> np.ndarray:
-        """(ceil(k^2 / 2), slots) complex numbers: two taps of one image in each row."""
+        """(ciphertexts, slots) complex numbers, in each two taps of one image."""
         pad, k = self.padding, self.kernel
         seen = np.lib.stride_tricks.sliding_window_view(np.pad(image, pad), (k, k))
         seen = seen[:: self.stride, :: self.stride].reshape(-1, k * k).T  # (taps, positions)
-        seen = np.concatenate([seen, np.zeros((len(seen) % 2, seen.shape[1]))])
-        pairs = np.tile(seen[::2] + 1j * seen[1::2], self.maps)
-        return np.stack([self.by_activation(pair) for pair in pairs])
+        return self._by_share(np.tile(seen, self.maps))
 
     def taps(self, kernel: np.ndarray) -> np.ndarray:
-        """The kernel in the same place; the real part of the sum of products is twice too small."""
-        flat = kernel.reshape(len(kernel), -1)
-        flat = np.concatenate([flat, np.zeros((len(flat), flat.shape[1] % 2))], 1) / 2
-        pairs = (flat[:, ::2] - 1j * flat[:, 1::2]).repeat(self.width**2, axis=0)
-        return np.stack([self.by_activation(pair) for pair in pairs.T])
+        """The kernel in the same place; half of it, for the sum with the conjugate doubles."""
+        flat = kernel.reshape(len(kernel), -1).T.repeat(self.width**2, axis=1)
+        return self._by_share(flat / 2).conj()
+
+    def _by_share(self, taps: np.ndarray) -> np.ndarray:
+        """(ciphertexts, slots) of (taps, activations): two in a number, `sharing` neighbours."""
+        padded = np.zeros((self.num_ciphertexts * self.sharing * 2, taps.shape[1]))
+        padded[: len(taps)] = taps
+        pairs = np.stack([self.by_activation(pair) for pair in padded[::2] + 1j * padded[1::2]])
+        pairs = pairs.reshape(self.num_ciphertexts, self.sharing, self.slots)
+        return pairs[:, self.copy % self.sharing, np.arange(self.slots)]
 
     def diagonals(self, weight: np.ndarray) -> np.ndarray:
         """(giant steps, baby steps, slots) of a dense layer from `wide` to `narrow`."""
@@ -94,7 +110,8 @@ class Packing:
         padded[: weight.shape[0], : weight.shape[1]] = weight
         giant = np.arange(self.step // self.baby)[:, None, None] * self.baby
         column = (self.activation + np.arange(self.baby)[:, None]) % self.wide
-        return padded[(self.row - giant) % self.narrow, column]
+        first = self.copy % self.sharing == 0
+        return padded[(self.row - giant) % self.narrow, column] * first
 
     def last_layer(self, weight: np.ndarray) -> np.ndarray:
         """(groups, slots): class `group * blocks + block` weighs the hidden units of its block."""
@@ -268,17 +285,18 @@ class _Evaluation:
         return cipher
 
     def evaluate(self, parts: list) -> bytes:
-        """Two taps a part, to the answer's bytes."""
+        """A request's ciphertexts, to the answer's bytes."""
         pack, run = self.packing, self.evaluator
-        if len(parts) != (pack.kernel**2 + 1) // 2:
+        if len(parts) != pack.num_ciphertexts:
             raise MessageError(f"{len(parts)} ciphertexts are not the taps of this kernel")
         taps = [self.files.load(sealapi.Ciphertext(self.context), self.context, p) for p in parts]
         names = [("tap", t) for t in range(len(taps))]
         x = self.sum_of_products(taps, names, self.taps, self.top_prime(taps[0]))
         mirrored = sealapi.Ciphertext(self.context)
-        run.complex_conjugate(x, self.galois, mirrored)  # before rescaling, as all sums: less noise
+        run.complex_conjugate(x, self.galois, mirrored)
         run.add_inplace(x, mirrored)
         run.rescale_to_next_inplace(x)
+        self.sum_rotated(x, 1, pack.sharing)
         x = self.square_with_bias(x, "conv bias", self.biases[0])
         turned = [x] + [self.rotate(x, pack.copies * b) for b in range(1, pack.baby)]
         hidden, top = None, self.top_prime(x)
@@ -289,9 +307,9 @@ class _Evaluation:
                 hidden = part
             else:
                 run.add_inplace(hidden, self.rotate(part, pack.copies * pack.baby * q))
-        self.sum_rotated(hidden, 1, pack.copies)
-        self.sum_rotated(hidden, pack.copies * pack.narrow, pack.blocks)
         run.rescale_to_next_inplace(hidden)
+        self.sum_rotated(hidden, pack.sharing, pack.copies // pack.sharing)
+        self.sum_rotated(hidden, pack.copies * pack.narrow, pack.blocks)
         hidden = self.square_with_bias(hidden, "fc1 bias", self.biases[1])
         scale = self.server.scale * self.top_prime(hidden) / hidden.scale
         found = None
@@ -301,7 +319,7 @@ class _Evaluation:
                 found = part
             else:
                 run.add_inplace(found, self.rotate(part, -g))
-        self.sum_rotated(found, pack.copies, pack.narrow)
+        self.sum_rotated(found, pack.copies, pack.narrow)  # before rescaling: tenfold less noise
         run.rescale_to_next_inplace(found)
         run.add_plain_inplace(found, self.plain("fc2 bias", self.biases[2], found, found.scale))
         return self.files.save(found)
