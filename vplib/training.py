@@ -6,7 +6,6 @@ them together, each with its own initialization, subset and data order.
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
-from vplib import batched, cache, experiment
+from vplib import batched, cache, experiment, seeding
 
 Build = Callable[[], nn.Module]
 Loss = Callable[[Tensor, Tensor], Tensor]
 CHUNK = {"cpu": 16, "cuda": 256}  # models trained in one go; more are slower on a CPU
 _TRAINING_CODE = "".join(  # decides cached models as well
-    Path(file).read_text(encoding="utf-8") for file in (__file__, batched.__file__)
+    Path(file).read_text(encoding="utf-8")
+    for file in (__file__, batched.__file__, seeding.__file__)
 )
 
 
@@ -75,9 +75,9 @@ def fit(
         stepper = torch.optim.SGD(
             model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
         )
-    order = torch.Generator().manual_seed(_derive(seed, "order"))
+    order = torch.Generator().manual_seed(seeding.derive(seed, "order"))
     epochs = range(num_epochs)
-    with _seeded(_derive(seed, "dropout")), batched.one_thread(images):
+    with seeding.seeded(seeding.derive(seed, "dropout")), batched.one_thread(images):
         for _ in experiment.progress(epochs, description) if description else epochs:
             for rows in torch.randperm(len(images), generator=order).split(batch_size):
                 rows = rows.to(images.device)
@@ -85,7 +85,7 @@ def fit(
                 stepper.zero_grad()
                 value.backward()
                 stepper.step()
-            _check_finite(value, lr)
+            check_finite(value, lr)
     return model.eval()
 
 
@@ -109,7 +109,7 @@ class Ensemble:
 
     def model(self, k: int) -> nn.Module:
         """The k-th model, as a module of its own in evaluation mode."""
-        model = _initialized(self.build, 0).to(next(iter(self.state.values())).device)
+        model = seeding.initialized(self.build, 0).to(next(iter(self.state.values())).device)
         model.load_state_dict({name: value[k] for name, value in self.state.items()})
         return model.eval()
 
@@ -124,7 +124,7 @@ class Ensemble:
         Returns:
             (K, N, classes) logits.
         """
-        forward = batched.forward_of(_initialized(self.build, 0).eval())
+        forward = batched.forward_of(seeding.initialized(self.build, 0).eval())
         if forward is None:
             models = [self.model(k) for k in range(len(self))]
             parts = images.split(batch_size)
@@ -207,7 +207,7 @@ def fit_many(
         ValueError: a setting, label or row is out of range, or the model cannot be batched.
         FloatingPointError: a loss is no longer finite.
     """
-    template = _initialized(build, 0).to(images.device)
+    template = seeding.initialized(build, 0).to(images.device)
     _check(template, images, labels, num_epochs, lr, batch_size, optimizer)
     subsets = torch.as_tensor(subsets).to(images.device)
     if subsets.ndim != 2 or not subsets.numel():
@@ -218,7 +218,7 @@ def fit_many(
         raise ValueError(f"subsets must hold rows 0..{len(images) - 1} of the pool")
     if form not in ("auto", "batched", "loop"):
         raise ValueError(f"unknown form {form!r}; {experiment.nearest(form, FORMS)}")
-    forward = batched.forward_of(_initialized(build, 0)) if loss is F.cross_entropy else None
+    forward = batched.forward_of(seeding.initialized(build, 0)) if loss is F.cross_entropy else None
     if form == "batched" and forward is None:
         raise ValueError(
             "models with buffers, dropout, batch norm, frozen weights or a loss of their own train "
@@ -235,7 +235,7 @@ def fit_many(
         optimizer=optimizer,
         loss=loss,
     )
-    seeds = [_derive(seed, k) for k in range(len(subsets))]
+    seeds = [seeding.derive(seed, k) for k in range(len(subsets))]
     chunk = CHUNK.get(images.device.type, 16) if form == "batched" else 1
     common = _TRAINING_CODE, torch.__version__, images.device.type, form, settings
     if keep:
@@ -243,7 +243,7 @@ def fit_many(
     states = []
     bar = experiment.progress(range(len(subsets)), description)
     for some in torch.arange(len(subsets)).split(chunk):
-        models = [_initialized(build, seeds[k]) for k in some]
+        models = [seeding.initialized(build, seeds[k]) for k in some]
         rows, own = subsets[some], [seeds[k] for k in some]
         key = cache.fingerprint(*common, rows, own, *models) if keep else ""
         state = cache.read(key) if keep else None
@@ -310,7 +310,7 @@ def fit_gan(
     steppers = [
         torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.999), fused=True) for net in nets
     ]
-    with _seeded(_derive(seed, "gan")), batched.one_thread(images):
+    with seeding.seeded(seeding.derive(seed, "gan")), batched.one_thread(images):
         for _ in experiment.progress(range(num_steps), "generator"):
             real = images[torch.randint(len(images), (batch_size,)).to(images.device)]
             fake = generator(torch.randn(batch_size, num_latents).to(images.device))
@@ -319,7 +319,7 @@ def fit_gan(
             _step(steppers[1], loss)
             loss = F.softplus(-discriminator(fake)).mean()
             _step(steppers[0], loss, list(generator.parameters()))
-        _check_finite(loss.detach(), lr)
+        check_finite(loss.detach(), lr)
     if keep:
         cache.write(key, {k: v for k, v in generator.state_dict().items()})
     return generator.eval()
@@ -371,23 +371,6 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 FORMS = ("auto", "batched", "loop")
 
 
-def _derive(seed: int, *path) -> int:
-    """An independent seed for a part of an experiment."""
-    entropy = [seed, *(int.from_bytes(str(part).encode(), "little") for part in path)]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def _seeded(seed: int):
-    """Torch's generators start from this seed inside, and are as before outside."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 1 ms: it notes a stack
-        if gpus:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
 def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
     """Trains some models, one after another or stacked; returns their stacked state."""
     models = [model.to(images.device) for model in models]
@@ -403,7 +386,7 @@ def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
     names = "optimizer", "lr", "momentum", "weight_decay"
     update = batched.updater(list(state.values()), *(settings[name] for name in names))
     gradients = batched.closed_form(models[0], state) or batched.by_autograd(forward, state)
-    orders = [torch.Generator().manual_seed(_derive(seed, "order")) for seed in seeds]
+    orders = [torch.Generator().manual_seed(seeding.derive(seed, "order")) for seed in seeds]
     with batched.one_thread(images):
         for _ in range(settings["num_epochs"]):
             order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
@@ -411,13 +394,8 @@ def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
             for rows in shuffled.split(settings["batch_size"], dim=1):
                 loss, found = gradients(images[rows], labels[rows])
                 update(found)
-            _check_finite(loss, settings["lr"])
+            check_finite(loss, settings["lr"])
     return {name: value.detach() for name, value in state.items()}
-
-
-def _initialized(build: Build, seed: int) -> nn.Module:
-    with _seeded(seed):
-        return build()
 
 
 def _check(model, images, labels, num_epochs, lr, batch_size, optimizer) -> None:
@@ -447,6 +425,11 @@ def _check(model, images, labels, num_epochs, lr, batch_size, optimizer) -> None
         )
 
 
-def _check_finite(loss: Tensor, lr: float) -> None:
+def check_finite(loss: Tensor, lr: float) -> None:
+    """Stops a training that diverged.
+
+    Raises:
+        FloatingPointError: the loss is infinite or not a number.
+    """
     if not torch.isfinite(loss):
         raise FloatingPointError(f"training diverged (loss {loss.item()}); lower lr from {lr}")

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from vplib import datasets, models, training
+from vplib import datasets, models, seeding, training
 
 NUM_MODELS, NUM_RECORDS, BATCH, LR, MOMENTUM = 64, 200, 32, 0.1, 0.9
-SEEDS = [training._derive(0, k) for k in range(NUM_MODELS)]  # as fit_many starts its models
+SEEDS = [seeding.derive(0, k) for k in range(NUM_MODELS)]  # as fit_many starts its models
 
 
 def tight_loop(build, images, labels, subsets, epochs, channels_last=False):
@@ -36,7 +36,7 @@ def tight_loop(build, images, labels, subsets, epochs, channels_last=False):
             model = model.to(memory_format=torch.channels_last)
         stepper = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, fused=True)
         own_images, own_labels = images[rows], labels[rows]
-        order = torch.Generator().manual_seed(training._derive(seed, "order"))
+        order = torch.Generator().manual_seed(seeding.derive(seed, "order"))
         for _ in range(epochs):
             for batch in torch.randperm(len(rows), generator=order).split(BATCH):
                 loss = F.cross_entropy(model(own_images[batch]), own_labels[batch])

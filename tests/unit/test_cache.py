@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from vplib import batched, cache, experiment, models, training
+from vplib import batched, cache, experiment, models, seeding, training
 from vplib.runner.cli import cli
 
 CHUNK, CHUNKS = 4, 4  # models trained in one go in these tests, and how often
@@ -307,7 +307,7 @@ def test_torchs_version_and_the_training_code_change_the_key(key, monkeypatch):
 
 def test_a_changed_training_code_does_not_meet_an_old_model(monkeypatch):
     train()
-    for module in (training, batched):
+    for module in (training, batched, seeding):
         text = Path(module.__file__).read_text(encoding="utf-8")
         assert text in training._TRAINING_CODE
     monkeypatch.setattr(training, "_TRAINING_CODE", training._TRAINING_CODE + "# a line")
@@ -639,7 +639,7 @@ def kill(process):
 
 
 SLOWLY = f"""
-t.training._check_finite = lambda loss, lr: t.time.sleep(0.5)
+t.training.check_finite = lambda loss, lr: t.time.sleep(0.5)
 t.train({CHUNK * CHUNKS})
 """
 AGAIN = f"""

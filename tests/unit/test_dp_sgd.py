@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from torch import nn
 from torch.func import stack_module_state
 
-from vplib import models, training
+from vplib import models, seeding
 from vplib.defenses import dp_accounting, dp_audit, dp_sgd
 
 SHAPE, CLASSES = (1, 8, 8), 4
@@ -90,7 +90,7 @@ def test_one_full_batch_step_without_noise_is_the_mean_clipped_gradient():
     found = trained(sample_rate=1.0, num_steps=1, clip=0.3)
     images, labels = batch(1, 40)
     for k in range(2):
-        net = training._initialized(NETS["mlp"], training._derive(3, k))
+        net = seeding.initialized(NETS["mlp"], seeding.derive(3, k))
         expected, _ = by_loop(net, images[0], labels[0], torch.ones(40), 0.3)
         after = found.models.model(k).parameters()
         for before, g, p in zip(net.parameters(), expected, after, strict=True):

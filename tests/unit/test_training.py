@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vplib import batched, datasets, models, training
+from vplib import batched, datasets, models, seeding, training
 
 QUICK = settings(deadline=None, max_examples=25)
 
@@ -251,7 +251,7 @@ def test_gradients_are_autograds(hidden, activation, sizes, soft, seed):
     def build():
         return models.mlp((inputs,), classes, hidden, activation).double()
 
-    nets = [training._initialized(build, seed + k) for k in range(num_models)]
+    nets = [seeding.initialized(build, seed + k) for k in range(num_models)]
     x = torch.randn(num_models, batch, inputs, generator=rng, dtype=torch.float64)
     y = torch.randint(classes, (num_models, batch), generator=rng)
     if soft:
@@ -294,7 +294,7 @@ def test_gradients_on_digits_with_a_ragged_last_batch(digits, activation, soft):
     def build():
         return models.mlp((1, 8, 8), 10, (16, 8), activation).double()
 
-    net = training._initialized(build, 3)
+    net = seeding.initialized(build, 3)
     state = {k: v.detach()[None].repeat(2, *[1] * v.ndim) for k, v in net.named_parameters()}
     gradients = closed_form(build, {k: v.requires_grad_() for k, v in state.items()})
     images, labels = digits.pool.images.double(), digits.pool.labels
@@ -358,7 +358,7 @@ def test_frozen_weights_stay(digits):
         num_epochs=1,
     )
     for k in range(2):
-        start = training._initialized(with_frozen_layer, training._derive(0, k))
+        start = seeding.initialized(with_frozen_layer, seeding.derive(0, k))
         assert torch.equal(ensemble.model(k)[3].weight, start[3].weight)
         assert not torch.equal(ensemble.model(k)[1].weight, start[1].weight)
 
@@ -401,7 +401,7 @@ def test_each_model_has_its_own_start_and_order(digits):
     )
     weights = ensemble.state["1.weight"]
     assert all(not torch.equal(weights[0], w) for w in weights[1:])
-    seeds = {training._derive(seed, k) for seed in range(10) for k in range(100)}
+    seeds = {seeding.derive(seed, k) for seed in range(10) for k in range(100)}
     assert len(seeds) == 1000
 
 
@@ -428,7 +428,7 @@ def test_the_callers_generators_are_left_alone(digits, build):
 def test_seeded_as_torch_seeds():
     torch.manual_seed(123)
     expected = torch.rand(3), nn.Linear(2, 2).weight
-    with training._seeded(123):
+    with seeding.seeded(123):
         assert torch.equal(torch.rand(3), expected[0])
         assert torch.equal(nn.Linear(2, 2).weight, expected[1])
         assert torch.initial_seed() == 123
@@ -526,7 +526,7 @@ def test_accuracy():
 
 def test_fit_is_gradient_descent(digits):
     images, labels = digits.pool.images[:50], digits.pool.labels[:50]
-    ours, peer = (training._initialized(small_mlp, 0) for _ in range(2))
+    ours, peer = (seeding.initialized(small_mlp, 0) for _ in range(2))
     stepper = torch.optim.SGD(peer.parameters(), lr=0.2, momentum=0.8, weight_decay=0.01)
     for _ in range(4):
         stepper.zero_grad()
@@ -540,7 +540,7 @@ def test_fit_is_gradient_descent(digits):
 
 def test_fit_is_adam(digits):
     images, labels = digits.pool.images[:50], digits.pool.labels[:50]
-    ours, peer = (training._initialized(small_mlp, 0) for _ in range(2))
+    ours, peer = (seeding.initialized(small_mlp, 0) for _ in range(2))
     stepper = torch.optim.Adam(peer.parameters(), lr=0.01)
     for _ in range(3):
         stepper.zero_grad()
@@ -551,7 +551,7 @@ def test_fit_is_adam(digits):
 
 
 def test_fit_trains_in_place_and_returns_the_model_ready_for_use(digits):
-    model = training._initialized(small_cnn, 0)
+    model = seeding.initialized(small_cnn, 0)
     found = training.fit(
         model, digits.pool.images, digits.pool.labels, num_epochs=10, description="training"
     )
@@ -561,7 +561,7 @@ def test_fit_trains_in_place_and_returns_the_model_ready_for_use(digits):
 
 def test_fit_goes_on_from_the_weights_it_is_given(digits):
     images, labels = digits.pool.images, digits.pool.labels
-    model = training._initialized(small_mlp, 0)
+    model = seeding.initialized(small_mlp, 0)
     training.fit(model, images, labels, num_epochs=5)
     before = F.cross_entropy(model(images), labels)
     training.fit(model, images, labels, num_epochs=1, lr=0.01)
@@ -571,7 +571,7 @@ def test_fit_goes_on_from_the_weights_it_is_given(digits):
 def test_the_seed_of_fit_decides_the_order(digits):
     found = []
     for seed in (0, 0, 1):
-        model = training._initialized(small_mlp, 0)
+        model = seeding.initialized(small_mlp, 0)
         training.fit(model, digits.pool.images, digits.pool.labels, num_epochs=1, seed=seed)
         found.append(model[1].weight)
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])

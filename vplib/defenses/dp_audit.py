@@ -14,7 +14,7 @@ from scipy.stats import binom
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from vplib import training
+from vplib import seeding, training
 
 Step = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -143,12 +143,12 @@ def run_with_canaries(
         Nasr et al., Tight auditing of differentially private machine learning, USENIX Security
         2023 (canaries in gradient space); Steinke et al. 2023 (many in one run).
     """
-    net = training._initialized(build, seed)
+    net = seeding.initialized(build, seed)
     state = {name: value.detach() for name, value in net.named_parameters()}
     num_parameters = sum(value.numel() for value in state.values())
     if len(included) > num_parameters:
         raise ValueError(f"{len(included)} canaries but {num_parameters} parameters: one each")
-    draws = torch.Generator().manual_seed(training._derive(seed, "audit"))
+    draws = torch.Generator().manual_seed(seeding.derive(seed, "audit"))
     where = torch.randperm(num_parameters, generator=draws)[: len(included)]
     held = where[included]
     expected = sample_rate * (len(images) + len(held))

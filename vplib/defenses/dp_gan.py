@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import stack_module_state
 
-from vplib import batched, experiment, models, training
+from vplib import batched, experiment, models, seeding
 
 State = dict[str, Tensor]
 Factors = list[tuple[Tensor, Tensor]]
@@ -63,7 +63,7 @@ class Generators(NamedTuple):
             (R, N, C, H, W) images in [0, 1].
         """
         runs = len(next(iter(self.state.values())))
-        with training._seeded(seed):
+        with seeding.seeded(seed):
             return self.draw(labels.expand(runs, -1)).unflatten(-1, self.shape)
 
 
@@ -167,7 +167,7 @@ def train_dpgan(
     private = with_class(images.flatten(1), labels, num_classes)
     subsets = own_rows(subsets, len(images), runs, images.device)
     expected, logistic = sample_rate * subsets.shape[1], loss == "logistic"
-    with training._seeded(seed), batched.one_thread(images):
+    with seeding.seeded(seed), batched.one_thread(images):
         generators, stepper = new_generators(
             images, num_classes, runs, num_latents, generator_lr, logistic
         )

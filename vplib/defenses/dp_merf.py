@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vplib import batched, experiment, training
+from vplib import batched, experiment, seeding
 from vplib.defenses import dp_gan
 from vplib.defenses.dp_gan import Generators
 
@@ -73,7 +73,7 @@ def train_dp_merf(
     length_scale = length_scale or math.sqrt(images[0].numel()) / 4
     sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
     subsets = dp_gan.own_rows(subsets, len(images), runs, images.device)
-    with training._seeded(seed), batched.one_thread(images):
+    with seeding.seeded(seed), batched.one_thread(images):
         frequencies = torch.randn(images[0].numel(), num_features).to(images) / length_scale
         features = random_features(images.flatten(1), frequencies)
         hot = dp_gan.one_hot(labels, num_classes)

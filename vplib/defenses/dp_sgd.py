@@ -14,7 +14,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from vplib import batched, experiment, training
+from vplib import batched, experiment, seeding, training
 from vplib.defenses import dp_accounting
 
 State = dict[str, Tensor]
@@ -175,7 +175,7 @@ def train_private(
     Source:
         Abadi et al. 2016, algorithm 1. Reshuffled batches: Yu et al., S&P 2019.
     """
-    template = training._initialized(build, 0)
+    template = seeding.initialized(build, 0)
     check_trainable(template)
     subsets = torch.as_tensor(subsets).to(images.device)
     num_models, num_records = subsets.shape
@@ -187,13 +187,13 @@ def train_private(
     bar = experiment.progress(range(num_models), description)
     chunk = training.CHUNK.get(images.device.type, 16)
     for some in torch.arange(num_models).split(chunk):
-        seeds = [training._derive(seed, int(k)) for k in some]
-        nets = [training._initialized(build, s).to(images.device) for s in seeds]
+        seeds = [seeding.derive(seed, int(k)) for k in some]
+        nets = [seeding.initialized(build, s).to(images.device) for s in seeds]
         state = {n: v.detach().clone() for n, v in stack_module_state(nets)[0].items()}
         update = batched.updater(list(state.values()), optimizer, lr, momentum, 0.0)
-        draws = [torch.Generator().manual_seed(training._derive(s, "batches")) for s in seeds]
+        draws = [torch.Generator().manual_seed(seeding.derive(s, "batches")) for s in seeds]
         noise = [
-            torch.Generator(images.device).manual_seed(training._derive(s, "noise")) for s in seeds
+            torch.Generator(images.device).manual_seed(seeding.derive(s, "noise")) for s in seeds
         ]
         batches = (_poisson if sampling == "poisson" else _reshuffled)(
             num_records, rates[some], num_steps, draws
@@ -213,7 +213,7 @@ def train_private(
                     value += torch.stack(drawn) * spread.view(shape)
                     value /= expected.view(shape)
                 update(list(total.values()))
-            training._check_finite(sum(value.sum() for value in total.values()), lr)
+            training.check_finite(sum(value.sum() for value in total.values()), lr)
         states.append(state)
         bar.update(len(some))
     bar.close()

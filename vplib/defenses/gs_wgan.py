@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 from torch import Tensor
 
-from vplib import batched, experiment, training
+from vplib import batched, experiment, seeding
 from vplib.defenses import dp_gan
 from vplib.defenses.dp_gan import Generators, State
 
@@ -137,7 +137,7 @@ def train_gs_wgan(
         )
     sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
     private = dp_gan.with_class(images.flatten(1), labels, num_classes)
-    with training._seeded(seed), batched.one_thread(images):
+    with seeding.seeded(seed), batched.one_thread(images):
         generators, stepper = dp_gan.new_generators(
             images, num_classes, runs, num_latents, generator_lr
         )

@@ -8,7 +8,7 @@ from opacus.accountants.analysis import rdp as renyi
 from scipy.optimize import brentq
 from torch import Tensor
 
-from vplib import batched, experiment, training
+from vplib import batched, experiment, seeding
 from vplib.defenses import dp_gan, gs_wgan
 from vplib.defenses.dp_gan import Generators, Trained
 
@@ -105,7 +105,7 @@ def train_pate_gan(
     dp_gan._check(images, labels, num_classes, scales, num_rounds)
     scale, runs = torch.as_tensor(scales, device=images.device), len(scales)
     private, device = dp_gan.with_class(images.flatten(1), labels, num_classes), images.device
-    with training._seeded(seed), batched.one_thread(images):
+    with seeding.seeded(seed), batched.one_thread(images):
         generators, stepper = dp_gan.new_generators(
             images, num_classes, runs, num_latents, generator_lr
         )
