@@ -29,6 +29,16 @@ QUICK = {
         dict(NUM_EPOCHS=3),
         dict(num_victims=4, sweep_victims=2, num_steps=3, num_directions=4, noise_queries=8),
     ),
+    "defenses/dp_gan": (
+        dict(NUM_DRAWS=2),
+        dict(num_steps=20, num_samples=100, num_pools=3, attack_steps=5, sgd_steps=10)
+        | dict(gs=dict(num_steps=5, num_discriminators=20), pate=dict(num_rounds=4)),
+    ),
+    "defenses/dp_sgd": (
+        dict(),
+        dict(num_steps=10, repeats=2, victims=4, shadows=8, attacked_steps=10)
+        | dict(audit_steps=10, canaries=200, audits=1),
+    ),
     "images/adversarial_cloaking": (
         dict(NUM_STEPS=3),
         dict(users=4, others=4, identities=60, later_identities=60, epochs=1, copied=64),
