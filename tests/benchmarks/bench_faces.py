@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_faces.py     (nine minutes on one core)
 
-Small networks, each trained for some 20 s on one thread, beside the range that the set was made
+Small networks, each trained for 13 to 42 s on one thread, beside the range that the set was made
 for. A closed set of 40 people is learnt from 20 photos each in ten sessions and tested on ten
 in five others; verification, attributes and expression are asked of people that no network saw.
 A seed draws other people and other weights: rates are means over seeds, with the range beside.
