@@ -1,12 +1,13 @@
-"""How well an attack or a model does, with the interval that the sample size allows."""
+"""How well an attack or a model does, with the interval that the sample size allows.
+
+scipy.stats and scikit-learn take two seconds to import, so only what needs them imports them.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import beta, rankdata
-from sklearn.metrics import roc_curve
 from torch import Tensor
 
 
@@ -35,6 +36,8 @@ def roc(scores: Tensor, members: Tensor) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: shapes differ, a score is NaN, or one of the two groups is empty.
     """
+    from sklearn.metrics import roc_curve
+
     fpr, tpr, _ = roc_curve(*_flat(scores, members), drop_intermediate=True)
     return fpr, tpr
 
@@ -45,6 +48,8 @@ def auc(scores: Tensor, members: Tensor) -> float:
     From ranks (Mann and Whitney): scikit-learn's function takes ten times as long at these sizes,
     and sweeps and bootstraps ask thousands of times.
     """
+    from scipy.stats import rankdata
+
     truth, flat = _flat(scores, members)
     num_members = int(truth.sum())
     above = rankdata(flat)[truth].sum() - num_members * (num_members + 1) / 2
@@ -72,6 +77,8 @@ def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float, confidence: float = 
     Source:
         Carlini et al., Membership inference attacks from first principles, S&P 2022, section 3.
     """
+    from scipy.stats import beta
+
     truth, flat = _flat(scores, members)
     if not 0 < fpr <= 1:
         raise ValueError(f"a false-positive rate must lie above 0 and at most at 1, not {fpr}")
