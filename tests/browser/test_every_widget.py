@@ -22,8 +22,8 @@ QUICK = {
     ),
     "attacks/inversion_gradient": (
         dict(),
-        dict(num_core=4, num_grid=8, num_few=4, num_pairs=4, num_deep=2, adam_steps=8)
-        | dict(core_evaluations=20, evaluations=6, fed_rounds=2),
+        dict(num_core=4, num_grid=8, num_few=4, num_pairs=4, num_deep=2, num_easy=1)
+        | dict(adam_steps=8, core_evaluations=20, evaluations=6, fed_rounds=2),
     ),
     "attacks/membership_label_only": (
         dict(NUM_EPOCHS=3),
