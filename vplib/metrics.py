@@ -171,11 +171,12 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
     Returns:
         (N,) dB; infinite for equal images.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio  # a second to import
+    from skimage.metrics import peak_signal_noise_ratio  # a third of a second to import
 
-    return peak_signal_noise_ratio(
-        images, references, data_range=1.0, reduction="none", dim=(1, 2, 3)
-    )
+    pairs = zip(references.detach().cpu().numpy(), images.detach().cpu().numpy(), strict=True)
+    with np.errstate(divide="ignore"):
+        values = [peak_signal_noise_ratio(*pair, data_range=1.0) for pair in pairs]
+    return torch.as_tensor(np.array(values)).to(images)
 
 
 def ssim(images: Tensor, references: Tensor) -> Tensor:
