@@ -7,6 +7,8 @@ import importlib.metadata
 import math
 import platform
 import random
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +116,38 @@ def progress(iterable, description: str, total: int | None = None):
     in_kernel = _display() is not None
     disable = not has_front_end() if in_kernel else None  # None: off where stderr is no terminal
     return tqdm(iterable, desc=description, total=total, delay=2, leave=False, disable=disable)
+
+
+def concurrently(calls: Mapping[str, Callable], device="cpu", description: str = "") -> dict:
+    """What independent calls return, by name, with as many at a time as torch has threads.
+
+    Small tensors gain little from a second thread each; two computations side by side do. Results
+    are those of one call after another, which is what a GPU gets.
+
+    Args:
+        calls: functions without arguments. They must not draw from torch's global generator (build
+            models before): who draws first would be left to chance.
+        device: where they compute.
+        description: names the progress bar; empty for none.
+
+    Raises:
+        Exception: what the first call that failed has raised; those not yet begun are dropped.
+    """
+    import torch
+
+    total = torch.get_num_threads()
+    workers = min(total, len(calls)) if torch.device(device).type == "cpu" else 1
+    names = progress(calls, description) if description else calls
+    if workers < 2:
+        return {name: calls[name]() for name in names}
+    share = max(1, total // workers)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        running = {name: pool.submit(call) for name, call in calls.items()}
+        return {name: running[name].result() for name in names}
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(total)  # the workers set it for threads to come
 
 
 def record(name: str, value) -> None:
