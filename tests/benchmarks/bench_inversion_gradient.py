@@ -8,17 +8,19 @@ squared distance through it. Both sides invert the same messages of the same LeN
 loss, from gray, in the same precision (published: float32, and steps of length one); an iteration
 is one evaluation of the closure, or of one client's objective. They are warmed up and take turns,
 on one thread, each for a fixed number of evaluations. The quality reached stands beside, for fast
-and wrong is none. Nothing is asserted.
+and wrong is none. Last come the notebook's grids: calls that do not depend on each other, one after
+another and side by side (`experiment.concurrently`), on all cores. Nothing is asserted.
 """
 
 import argparse
 import platform
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from bench_training import medians
 
-from vplib import datasets, federated, models
+from vplib import datasets, experiment, federated, models
 from vplib.attacks import inversion_gradient as attack
 
 
@@ -88,6 +90,34 @@ def compare(size: int, dtype, clients: int, evaluations: int, rounds: int, line_
     print(f"  ratio      {rates['vplib'] / rates['published']:8.2f}x{goal}")
 
 
+def side_by_side(clients: int, evaluations: int, rounds: int) -> None:
+    """Times four calls on 16x16 images, with both optimizers, in a row and side by side."""
+    data = datasets.load("faces", "test", num_images=clients)
+    images = F.interpolate(data.images, size=(16, 16), mode="area")[:, None]
+    torch.manual_seed(0)
+    model = models.lenet(images.shape[2:], len(data.classes), spread=0.1)
+    labels = data.labels[:, None]
+    sent = [federated.share_gradient(model, x, y) for x, y in zip(images, labels, strict=True)]
+    calls = {
+        (optimizer, start): partial(
+            attack.invert_gradient, model, sent, images.shape[2:], labels=labels, start=start,
+            optimizer=optimizer, num_evaluations=evaluations,
+        )
+        for optimizer in ("lbfgs", "signed adam") for start in ("gray", "uniform")
+    }  # fmt: skip
+    sides = {
+        "side by side": lambda: experiment.concurrently(calls),
+        "in a row": lambda: {name: call() for name, call in calls.items()},
+    }
+    seconds, found = medians(sides, rounds)
+    same = all(
+        torch.equal(found["side by side"][name].images, found["in a row"][name].images)
+        for name in calls
+    )
+    print(f"\n16x16 pixels, {clients} clients, four calls, {torch.get_num_threads()} cores")
+    print(f"  ratio      {seconds['in a row'] / seconds['side by side']:8.2f}x   same: {same}")
+
+
 def main() -> None:
     """Compares both at the sizes of the notebook."""
     parser = argparse.ArgumentParser(description="gradient inversion against the published loop")
@@ -95,6 +125,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20, help="messages inverted")
     parser.add_argument("--evaluations", type=int, default=40, help="for each message")
     options = parser.parse_args()
+    cores = torch.get_num_threads()
     torch.set_num_threads(1)
     print(
         f"Deep leakage, LeNet with sigmoids; one thread; median of {options.rounds} interleaved "
@@ -104,6 +135,8 @@ def main() -> None:
         (32, torch.float64, True), (32, torch.float32, False), (16, torch.float32, True),
     ):  # fmt: skip
         compare(size, dtype, options.clients, options.evaluations, options.rounds, line_search)
+    torch.set_num_threads(cores)
+    side_by_side(options.clients, options.evaluations, options.rounds)
 
 
 if __name__ == "__main__":
