@@ -2,13 +2,14 @@
 
 import dataclasses
 import inspect
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vplib import exercises, federated, lbfgs, models
+from vplib import exercises, experiment, federated, lbfgs, models
 from vplib.attacks import inversion_gradient as attack
 from vplib.exercises import inversion_gradient as solutions
 
@@ -62,6 +63,29 @@ def test_simulated_updates_are_those_of_the_client(build):
         update = federated.share_update(model, images[k], labels[k], **recipe)
         for name, value in update.values.items():
             assert torch.allclose(found[name][k], value, atol=1e-12)
+
+
+def test_reconstructions_side_by_side_are_those_in_a_row():
+    images, labels = clients(batch=2)
+    recipe = dict(lr=0.3, num_steps=2, batch_size=1)
+    calls = {}
+    for name, model in (("unfolded", network()), ("vmap", with_norm(True))):
+        sent = sent_by(model, images, labels)
+        for optimizer in ("lbfgs", "signed adam"):
+            settings = dict(optimizer=optimizer, num_evaluations=8, labels=labels, num_images=2)
+            calls[name, optimizer] = partial(attack.invert_gradient, model, sent, SHAPE, **settings)
+    model = network()
+    late = [federated.share_update(model, *c, **recipe) for c in zip(images, labels, strict=True)]
+    calls["update"] = partial(
+        attack.invert_gradient, model, late, SHAPE, num_images=2, labels=labels,
+        num_evaluations=8, **recipe,
+    )  # fmt: skip
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = experiment.concurrently(calls)
+    torch.set_num_threads(before)
+    for name, call in calls.items():
+        assert torch.equal(found[name].images, call().images), name
 
 
 def test_one_image_comes_back_without_its_label():
