@@ -122,8 +122,8 @@ def concurrently(calls: Mapping[str, Callable], device="cpu", description: str =
     """What independent calls return, by name, with as many at a time as torch has threads.
 
     Small tensors gain little from a second thread each; two computations side by side do. Results
-    are those of one call after another, which is what a GPU gets. An interrupt, like an error,
-    takes effect once the calls that have begun are done.
+    are those of one call after another, which is what a GPU gets, but for what torch itself rounds
+    otherwise on fewer threads. An interrupt, like an error, waits for the calls that have begun.
 
     Args:
         calls: functions without arguments. They must not draw from torch's global generator (build
