@@ -15,32 +15,14 @@ import uuid
 import warnings
 from pathlib import Path
 
-import platformdirs
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vplib import experiment
+from vplib import paths
 
 counts = {"reused": 0, "trained": 0}  # models of this process, for the reader of a notebook
 _told: set[str] = set()
-
-
-def root() -> Path:
-    """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache.
-
-    A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is.
-
-    Raises:
-        ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone.
-    """
-    given, clone = os.environ.get("VPLIB_CACHE"), experiment.repository_root()
-    if not given:
-        return platformdirs.user_cache_path("vplib")
-    path = Path(given).expanduser()
-    if not path.is_absolute() and clone is None:
-        raise ValueError(f"VPLIB_CACHE={given} must be an absolute path outside a clone")
-    return path if path.is_absolute() else (clone / path).resolve()
 
 
 def fingerprint(*parts) -> str:
@@ -129,7 +111,7 @@ def write(key: str, state: dict[str, Tensor]) -> None:
         _tell(
             "trained models cannot be kept in {} ({}); results are right, but the next run trains "
             "again. Free some space, or set VPLIB_CACHE to a folder that can be written",
-            root(),
+            paths.cache_root(),
             error.strerror or error,
         )
     finally:
@@ -139,11 +121,11 @@ def write(key: str, state: dict[str, Tensor]) -> None:
 
 def files() -> list[Path]:
     """The files of the cache, also those that an interrupted run left half-written."""
-    return sorted(p for p in (root() / "models").rglob("*") if p.is_file())
+    return sorted(p for p in (paths.cache_root() / "models").rglob("*") if p.is_file())
 
 
 def _path(key: str) -> Path:
-    return root() / "models" / key[:2] / f"{key}.safetensors"
+    return paths.cache_root() / "models" / key[:2] / f"{key}.safetensors"
 
 
 def _ordered(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,31 +1,34 @@
 """What every notebook starts and ends with: seeds, device, profile, claims, recorded values."""
 
-import csv
 import difflib
-import html
 import importlib.metadata
-import math
 import platform
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vplib.claims import Claims
+from vplib.recorded import display, emit, record
+
+__all__ = [
+    "Claims",
+    "concurrently",
+    "device",
+    "has_front_end",
+    "nearest",
+    "profile",
+    "progress",
+    "record",
+    "seed_everything",
+    "versions",
+]
+
 if TYPE_CHECKING:  # torch takes seconds, and `vplib list` needs none of it
     import torch
-
-MIME = "application/vnd.vplib+json"  # how values and claims travel inside an executed notebook
-
-
-def repository_root() -> Path | None:
-    """The clone that this vplib is imported from, or None when it was installed from a wheel."""
-    root = Path(__file__).resolve().parents[1]
-    return root if (root / "notebooks").is_dir() and (root / "pyproject.toml").is_file() else None
 
 
 def nearest(name: str, known) -> str:
@@ -113,7 +116,7 @@ def progress(iterable, description: str, total: int | None = None):
     """A tqdm bar that appears after two seconds, and only where someone watches."""
     from tqdm.auto import tqdm
 
-    in_kernel = _display() is not None
+    in_kernel = display() is not None
     disable = not has_front_end() if in_kernel else None  # None: off where stderr is no terminal
     return tqdm(iterable, desc=description, total=total, delay=2, leave=False, disable=disable)
 
@@ -151,20 +154,6 @@ def concurrently(calls: Mapping[str, Callable], device="cpu", description: str =
         torch.set_num_threads(total)  # the workers set it for threads to come
 
 
-def record(name: str, value) -> None:
-    """Puts a number or a short text into the executed notebook, where sweeps and reports read it.
-
-    Args:
-        name: what the value is, with its unit.
-        value: a number, a string or a list of them (a 0-d tensor counts as a number).
-
-    Raises:
-        TypeError: the value cannot be written as JSON.
-    """
-    value = _plain(value)
-    _emit({"record": {"name": name, "value": value}}, f"{name}: {value}")
-
-
 def versions() -> None:
     """Prints what this ran on, for whoever compares two runs."""
     import torch
@@ -182,199 +171,4 @@ def versions() -> None:
     found["platform"] = platform.platform()
     if any(cache.counts.values()):
         found["models"] = "{reused} reused from the cache, {trained} trained".format(**cache.counts)
-    _emit({"versions": found}, "\n".join(f"{k:13} {v}" for k, v in found.items()))
-
-
-@dataclass(frozen=True)
-class Paper:
-    """One row of notebooks/papers.csv: a surveyed paper and where it is reproduced."""
-
-    paper: str
-    survey_place: str
-    method: str
-    notebook: str
-    section: str
-    state: str
-
-
-def papers() -> list[Paper]:
-    """All surveyed papers, in the survey's order, from the clone or from the installed wheel."""
-    root = repository_root()
-    path = root / "notebooks" / "papers.csv" if root else Path(__file__).parent / "papers.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Paper(**row) for row in csv.DictReader(file)]
-
-
-class ClaimFailed(AssertionError):
-    """A claim that should hold on this data did not."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One thing a paper says, what this run measured, and whether the two agree."""
-
-    of: str
-    text: str
-    paper: str
-    ours: str
-    holds: bool
-    not_reproduced: str | None
-
-
-class Claims:
-    """The claims of a notebook: each a check that can fail, on numbers computed in this run."""
-
-    def __init__(self, of: str, *, data: str, asserted_on: tuple[str, ...]):
-        """Starts an empty list of claims.
-
-        Args:
-            of: the core paper, as its row in papers.csv is called.
-            data: the dataset of this run.
-            asserted_on: the datasets on which a claim that does not hold fails the run.
-
-        Raises:
-            TypeError: `asserted_on` is one text, in which "mnist" would be part of "mnist5k".
-        """
-        if isinstance(asserted_on, str):
-            raise TypeError(f'asserted_on must be a tuple of names, such as ("{asserted_on}",)')
-        self.of = of
-        self.data = data
-        self.asserted = data in asserted_on
-        self._claims: dict[tuple[str, str], Claim] = {}
-
-    def check(
-        self,
-        text: str,
-        *,
-        paper: str,
-        ours: str,
-        holds: bool,
-        not_reproduced: str | None = None,
-        of: str | None = None,
-    ) -> None:
-        """Notes whether one claim holds; nothing is raised before `verify`.
-
-        Args:
-            text: the claim, in a few words and without numbers of this run.
-            paper: what the paper reports, with its numbers; "reported" if nobody checked them.
-            ours: what this run measured.
-            holds: the check. NaN never holds.
-            not_reproduced: for a claim known not to show here, why; it then fails nothing.
-            of: the paper, where it is not the core paper.
-
-        Raises:
-            TypeError: `holds` is no truth value.
-        """
-        if hasattr(holds, "item") and not holds.shape:  # of numpy or torch
-            holds = holds.item()
-        if not isinstance(holds, bool):
-            raise TypeError(f"holds must be True or False, not {holds!r}")
-        claim = Claim(of or self.of, text, paper, str(ours), holds, not_reproduced)
-        self._claims[claim.of, claim.text] = claim
-
-    def outcome(self, claim: Claim) -> str:
-        """The outcome in words: holds, not reproduced, does not hold on DATA, or FAILS."""
-        if claim.holds:
-            return "holds"
-        if claim.not_reproduced:
-            return "not reproduced"
-        return "FAILS" if self.asserted else f"does not hold on {self.data}"
-
-    def show(self, of: str | None = None) -> None:
-        """Shows the table of claims, paper against ours; never raises.
-
-        Args:
-            of: only the claims of this paper.
-        """
-        chosen = [c for c in self._claims.values() if of in (None, c.of)]
-        rows = [
-            {
-                "of": c.of,
-                "claim": c.text,
-                "paper": c.paper,
-                "ours": c.ours,
-                "outcome": self.outcome(c),
-                "why": c.not_reproduced or "",
-            }
-            for c in chosen
-        ]
-        text = "\n".join(
-            f"[{r['outcome']}] {r['of']}: {r['claim']}\n"
-            f"    paper: {r['paper']}\n    ours:  {r['ours']}"
-            + (f"\n    why:   {r['why']}" if r["outcome"] == "not reproduced" else "")
-            for r in rows
-        )
-        _emit({"claims": rows}, text or "no claims yet", html=claims_table(rows))
-
-    def verify(self) -> None:
-        """One line a claim, without numbers; the last cell of a notebook.
-
-        Raises:
-            ClaimFailed: at the end, if a claim fails on data it is asserted on, or if there is
-                no claim at all.
-        """
-        for claim in self._claims.values():
-            print(f"{self.outcome(claim):14}  {claim.of}: {claim.text}")
-        failed = [c for c in self._claims.values() if self.outcome(c) == "FAILS"]
-        if not self._claims:
-            raise ClaimFailed("this notebook checked no claim")
-        if failed:
-            listed = "; ".join(f"{c.text} (ours: {c.ours}; paper: {c.paper})" for c in failed)
-            raise ClaimFailed(f"{len(failed)} of {len(self._claims)} claims failed: {listed}")
-
-
-def claims_table(rows: list[dict]) -> str:
-    """The claims as an HTML table.
-
-    Args:
-        rows: of, claim, paper, ours, outcome and why of each claim.
-    """
-    marks = {"holds": "✓", "not reproduced": "○", "FAILS": "✗"}
-    align = "style='text-align:left'"
-    head = "".join(
-        f"<th scope='col' {align}>{h}</th>" for h in ("Claim", "Paper", "Ours", "Outcome")
-    )
-    body = ""
-    for r in rows:
-        why = f"<br><small>{html.escape(r['why'])}</small>" if r["outcome"] != "holds" else ""
-        cells = (f"<b>{html.escape(r['of'])}</b>: {html.escape(r['claim'])}",) + tuple(
-            html.escape(str(r[k])) for k in ("paper", "ours")
-        )
-        outcome = f"{marks.get(r['outcome'], '–')} {html.escape(r['outcome'])}{why}"
-        body += "<tr>" + "".join(
-            f"<td style='text-align:left;white-space:normal'>{c}</td>" for c in (*cells, outcome)
-        )
-        body += "</tr>"
-    return f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _plain(value):
-    if hasattr(value, "tolist"):  # of numpy or torch
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no NaN and no infinity
-    if not isinstance(value, bool | int | float | str | None):
-        raise TypeError(f"can record numbers, texts and lists of them, not {type(value).__name__}")
-    return value
-
-
-def _display():
-    """IPython's display inside a kernel, else None."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        return None
-    return display if getattr(get_ipython(), "kernel", None) is not None else None
-
-
-def _emit(payload: dict, text: str, html: str | None = None) -> None:
-    """Shows text (and HTML) to the reader and the payload to whoever parses the notebook."""
-    display = _display()
-    if display is None:
-        print(text)
-        return
-    bundle = {"text/plain": text, MIME: payload} | ({"text/html": html} if html else {})
-    display(bundle, raw=True)
+    emit({"versions": found}, "\n".join(f"{k:13} {v}" for k, v in found.items()))

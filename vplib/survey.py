@@ -1,16 +1,20 @@
 """The survey's taxonomy, and where each surveyed paper stands in it: the map of the collection."""
 
+import csv
 import html
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from vplib.experiment import Paper, nearest
-from vplib.plots import COLORS
+from vplib.experiment import nearest
+from vplib.paths import repository_root
+from vplib.show.plots import COLORS
 
 GROUPS = {
     "3.1": "Attacks on data",
@@ -57,6 +61,26 @@ _BOX = "display:inline-block;max-width:100%;max-height:26em;overflow:auto;border
 _LINK = "<a href='{0}.ipynb' target='_blank'>{0}</a>"
 
 
+@dataclass(frozen=True)
+class Paper:
+    """One row of notebooks/papers.csv: a surveyed paper and where it is reproduced."""
+
+    paper: str
+    survey_place: str
+    method: str
+    notebook: str
+    section: str
+    state: str
+
+
+def papers() -> list[Paper]:
+    """All surveyed papers, in the survey's order, from the clone or from the installed wheel."""
+    root = repository_root()
+    path = root / "notebooks" / "papers.csv" if root else Path(__file__).parent / "papers.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Paper(**row) for row in csv.DictReader(file)]
+
+
 def sections_of(survey_place: str) -> tuple[str, ...]:
     """The sections of the survey that treat a paper, as numbers in `SECTIONS`.
 
@@ -86,7 +110,7 @@ def find(
     """The papers that fit all of the conditions, in the order given; an empty one fits all.
 
     Args:
-        papers: where to look, usually `experiment.papers()`.
+        papers: where to look, usually `papers()`.
         section: a section or a group of the survey: "3.2.1", or "3.2" for all attacks on models.
         state: one of `STATES`.
         text: words that must all stand in the row or in the titles of its sections, in any case.

@@ -22,7 +22,7 @@ from bench_training import medians
 from torch import nn
 
 from vplib import datasets, metrics, models, training
-from vplib.attacks import membership_shadow as attack
+from vplib.attacks.membership_shadow import shadow as attack
 
 try:
     import art

@@ -15,9 +15,10 @@ import time
 
 import torch
 
-from vplib import metrics, recognition
+from vplib import metrics
 from vplib.datasets import faces
-from vplib.images import adversarial_cloaking as cloaking
+from vplib.images.adversarial_cloaking import cloaks as cloaking
+from vplib.victims import recognition
 
 BUDGET, STEPS, GOAL = 0.02, 20, 4
 

@@ -18,7 +18,7 @@ from bench_training import medians
 from opacus import PrivacyEngine
 
 from vplib import datasets, models, training
-from vplib.defenses import dp_sgd
+from vplib.defenses.dp_sgd import private_training as dp_sgd
 
 RATE, SIGMA, LR = 0.1, 1.5, 1.0
 

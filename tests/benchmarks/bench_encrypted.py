@@ -16,11 +16,8 @@ import time
 
 import numpy as np
 
-from vplib.defenses import encrypted_inference as inference
-from vplib.defenses import encrypted_lanes as lanes
-from vplib.defenses import encrypted_messages as messages
-from vplib.defenses import encrypted_network as networks
-from vplib.defenses import encrypted_taps as taps
+from vplib.defenses.encrypted_inference import inference, lanes, messages, taps
+from vplib.defenses.encrypted_inference import network as networks
 
 import tenseal  # isort: skip
 

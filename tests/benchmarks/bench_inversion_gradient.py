@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from bench_training import medians
 
-from vplib import datasets, experiment, federated, models
-from vplib.attacks import inversion_gradient as attack
+from vplib import datasets, experiment, models
+from vplib.attacks.inversion_gradient import leakage as attack
+from vplib.victims import federated
 
 
 def published(model, messages, images, classes, evaluations, line_search):

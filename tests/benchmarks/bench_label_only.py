@@ -20,7 +20,7 @@ from bench_training import medians
 from torch import nn
 
 from vplib import datasets, models, training
-from vplib.attacks import hop_skip_jump as walk
+from vplib.attacks.membership_label_only import hop_skip_jump as walk
 
 try:
     import art

@@ -7,7 +7,7 @@ import pytest
 from lab_page import CHROMIUM_ARGS, CHROMIUM_NAMES, find_chromium, running_lab
 from nbformat.v4 import new_code_cell
 
-from vplib import experiment
+from vplib import paths
 
 
 def _missing(reason: str):
@@ -36,7 +36,7 @@ def browser():
 @pytest.fixture(scope="session")
 def lab(browser, tmp_path_factory):
     """JupyterLab on a copy of this repository's notebooks."""
-    notebooks = experiment.repository_root() / "notebooks"
+    notebooks = paths.repository_root() / "notebooks"
     with running_lab(notebooks, tmp_path_factory.mktemp("lab")) as lab:
         yield lab
 

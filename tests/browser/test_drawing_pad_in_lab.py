@@ -8,7 +8,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 PAGE = "drawing_pad.ipynb"
 SOURCE = """
 import torch
-from vplib import drawing_pad
+from vplib.show import drawing_pad
 
 def work(image):
     assert image.shape == (1, 1, 28, 28)

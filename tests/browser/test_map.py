@@ -3,9 +3,9 @@
 import pytest
 from lab_page import choose, open_and_run, type_text, widget_view
 
-from vplib import experiment, survey
+from vplib import survey
 
-PAPERS = experiment.papers()
+PAPERS = survey.papers()
 
 
 def counted(**conditions) -> str:

@@ -47,7 +47,7 @@ def test_the_bound_is_the_version_of_colab():
 
 
 def test_the_library_imports(environment):
-    code = "import ipywidgets, vplib.widgets; print(ipywidgets.__version__)"
+    code = "import ipywidgets, vplib.show.widgets; print(ipywidgets.__version__)"
     printed = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
     assert printed.strip() == OLDEST
 

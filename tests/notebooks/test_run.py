@@ -5,7 +5,7 @@ import papermill
 import pytest
 from anatomy import ROOT, all_notebooks
 
-from vplib.experiment import MIME
+from vplib.recorded import MIME
 
 NOTEBOOKS = [*all_notebooks(), ROOT / "docs" / "template.ipynb"]
 

@@ -96,9 +96,9 @@ def test_a_lone_notebook_runs_from_the_wheel(wheel, tmp_path, monkeypatch):
     page = nbformat.read(ROOT / "notebooks" / "00_start_here.ipynb", as_version=4)
     page.cells.append(
         new_code_cell(
-            "import vplib.drawing_pad\n"
-            "print(vplib.__file__, len(experiment.papers()), experiment.repository_root())\n"
-            "print('export default' in str(vplib.drawing_pad.DrawingPad._esm))"
+            "import vplib.show.drawing_pad\nfrom vplib import paths, survey\n"
+            "print(vplib.__file__, len(survey.papers()), paths.repository_root())\n"
+            "print('export default' in str(vplib.show.drawing_pad.DrawingPad._esm))"
         )
     )
     page.cells.append(new_code_cell("import papermill", metadata={"tags": ["raises-exception"]}))

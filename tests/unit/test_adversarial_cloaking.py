@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from vplib import metrics, recognition
-from vplib.images import adversarial_cloaking as cloaking
+from vplib import metrics
+from vplib.images.adversarial_cloaking import cloaks as cloaking
+from vplib.victims import recognition
 
 BUDGET = 0.007
 

@@ -20,8 +20,8 @@ from contextlib import closing
 import pytest
 import torch
 
-from vplib import api
-from vplib.attacks import membership_label_only as attack
+from vplib.attacks.membership_label_only import label_only as attack
+from vplib.victims import endpoint as api
 
 needs_http = pytest.mark.skipif(
     not all(importlib.util.find_spec(n) for n in ("fastapi", "uvicorn")),
@@ -139,7 +139,7 @@ def test_importing_needs_no_fastapi_and_serve_says_what_to_install():
     code = """
 import sys
 sys.modules["fastapi"] = sys.modules["uvicorn"] = None
-from vplib import api
+from vplib.victims import endpoint as api
 try:
     api.serve(api.Endpoint(len))
 except ImportError as error:
@@ -418,7 +418,7 @@ def test_a_foreign_file_is_refused(tmp_path, service):
 
 SERVER = """
 import time, torch
-from vplib import api
+from vplib.victims import endpoint as api
 def model(images):
     time.sleep(0.02)
     thirds = [part.mean(1) for part in images.flatten(1).tensor_split(3, dim=1)]

@@ -18,7 +18,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from vplib import batched, cache, experiment, models, seeding, training
+from vplib import cache, models, paths, seeding, training
+from vplib.nets import stacked as batched
 from vplib.runner.cli import cli
 
 CHUNK, CHUNKS = 4, 4  # models trained in one go in these tests, and how often
@@ -518,8 +519,9 @@ FAULTS = {
 def cannot_keep(record, reason):
     (text,) = told(record)
     assert text == (
-        f"trained models cannot be kept in {cache.root()} ({reason}); results are right, but the "
-        "next run trains again. Free some space, or set VPLIB_CACHE to a folder that can be written"
+        f"trained models cannot be kept in {paths.cache_root()} ({reason}); results are right, but "
+        "the next run trains again. Free some space, or set VPLIB_CACHE to a folder that can be "
+        "written"
     )
 
 
@@ -737,7 +739,7 @@ def test_many_processes_at_once(num_processes, undisturbed):
 
 
 def test_the_cache_is_the_same_from_any_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "repository_root", lambda: tmp_path / "clone")
+    monkeypatch.setattr(paths, "repository_root", lambda: tmp_path / "clone")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     for folder in (tmp_path, tmp_path / "elsewhere"):
@@ -749,14 +751,14 @@ def test_the_cache_is_the_same_from_any_folder(monkeypatch, tmp_path):
             (str(tmp_path / "a b"), tmp_path / "a b"),
         ):
             monkeypatch.setenv("VPLIB_CACHE", given)
-            assert cache.root() == expected
+            assert paths.cache_root() == expected
     monkeypatch.setenv("VPLIB_CACHE", "~/kept")
     train()
     assert [p.parents[2] for p in whole_files()] == [tmp_path / "home" / "kept"]
 
 
 def test_a_relative_cache_outside_a_clone(monkeypatch):
-    monkeypatch.setattr(experiment, "repository_root", lambda: None)
+    monkeypatch.setattr(paths, "repository_root", lambda: None)
     monkeypatch.setenv("VPLIB_CACHE", "kept")
     with pytest.raises(ValueError, match="VPLIB_CACHE=kept must be an absolute path outside a cl"):
         train()
@@ -765,7 +767,7 @@ def test_a_relative_cache_outside_a_clone(monkeypatch):
 @pytest.mark.parametrize("given", [None, ""])
 def test_the_cache_is_not_in_the_repository_by_default(monkeypatch, given):
     monkeypatch.delenv("VPLIB_CACHE") if given is None else monkeypatch.setenv("VPLIB_CACHE", given)
-    root = cache.root()
+    root = paths.cache_root()
     assert root.is_absolute() and root.name == "vplib"
     repository = Path(__file__).resolve().parents[2]
     assert repository not in (root.resolve(), *root.resolve().parents)
@@ -773,7 +775,7 @@ def test_the_cache_is_not_in_the_repository_by_default(monkeypatch, given):
 
 def test_a_file_that_vanishes_while_it_is_listed(monkeypatch):
     cache.write(cache.fingerprint(1), {"a": torch.ones(2)})
-    listed = [*cache.files(), cache.root() / "models" / "gone.safetensors"]
+    listed = [*cache.files(), paths.cache_root() / "models" / "gone.safetensors"]
     monkeypatch.setattr(cache, "files", lambda: listed)
     result = CliRunner().invoke(cli, ["cache"])
     assert result.exit_code == 0 and "1 files" in result.output

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
-from vplib import cache, datasets, experiment
+from vplib import datasets, experiment, paths
 from vplib.datasets import DatasetUnavailable, ImageSet, fetching, folder, imageset, loading
 
 QUICK = settings(deadline=None, max_examples=30)
@@ -386,29 +386,29 @@ def test_label_noise_with_one_class():
 
 
 def test_data_root_is_the_same_from_any_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "repository_root", lambda: ROOT)
+    monkeypatch.setattr(paths, "repository_root", lambda: ROOT)
     for folder_ in (tmp_path, ROOT):
         monkeypatch.chdir(folder_)
         monkeypatch.setenv("VPLIB_DATA", "../some/data")
-        assert loading.data_root() == ROOT.parent / "some" / "data"
+        assert paths.data_root() == ROOT.parent / "some" / "data"
         monkeypatch.setenv("VPLIB_DATA", str(tmp_path))
-        assert loading.data_root() == tmp_path
+        assert paths.data_root() == tmp_path
         monkeypatch.delenv("VPLIB_DATA")
-        assert loading.data_root() == ROOT / "data"
+        assert paths.data_root() == ROOT / "data"
 
 
 def test_data_root_outside_a_clone(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "repository_root", lambda: None)
+    monkeypatch.setattr(paths, "repository_root", lambda: None)
     monkeypatch.delenv("VPLIB_DATA", raising=False)
     monkeypatch.setenv("VPLIB_CACHE", str(tmp_path))
-    assert loading.data_root() == tmp_path / "data"
+    assert paths.data_root() == tmp_path / "data"
     monkeypatch.delenv("VPLIB_CACHE")
-    assert loading.data_root() == cache.root() / "data" and cache.root().name == "vplib"
+    assert paths.data_root() == paths.cache_root() / "data" and paths.cache_root().name == "vplib"
     monkeypatch.setenv("VPLIB_DATA", str(tmp_path))
-    assert loading.data_root() == tmp_path
+    assert paths.data_root() == tmp_path
     monkeypatch.setenv("VPLIB_DATA", "data")
     with pytest.raises(ValueError, match="VPLIB_DATA=data must be an absolute path outside a cl"):
-        loading.data_root()
+        paths.data_root()
 
 
 # Without a network

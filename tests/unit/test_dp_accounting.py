@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
 
-from vplib.defenses import dp_accounting as dp
+from vplib.privacy import accounting as dp
 
 PAPER = {100: [(4.0, 0.01, 10_000)], 400: [(4.0, 0.01, 40_000)]}  # q = 0.01, sigma = 4, by epochs
 GRID = [(0.9, 0.05, 200), (1.0, 0.01, 2000), (2.0, 0.1, 300), (4.0, 0.01, 10_000), (9.0, 1.0, 40)]

@@ -8,9 +8,10 @@ import torch
 from scipy.stats import norm
 
 from vplib import models
-from vplib.attacks import membership_generative as attack
-from vplib.defenses import dp_accounting, dp_gan, dp_merf, gs_wgan, pate_gan
-from vplib.exercises import dp_gan as exercises
+from vplib.attacks.membership_generative import generative as attack
+from vplib.defenses.dp_gan import dp_merf, exercises, gs_wgan, pate_gan
+from vplib.defenses.dp_gan import dpgan as dp_gan
+from vplib.privacy import accounting as dp_accounting
 
 SHAPE, CLASSES, N = (1, 4, 4), 3, 30
 

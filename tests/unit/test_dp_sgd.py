@@ -11,7 +11,9 @@ from torch import nn
 from torch.func import stack_module_state
 
 from vplib import models, seeding
-from vplib.defenses import dp_accounting, dp_audit, dp_sgd
+from vplib.defenses.dp_sgd import audit as dp_audit
+from vplib.defenses.dp_sgd import private_training as dp_sgd
+from vplib.privacy import accounting as dp_accounting
 
 SHAPE, CLASSES = (1, 8, 8), 4
 NETS = {

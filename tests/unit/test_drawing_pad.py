@@ -5,11 +5,12 @@ import importlib.resources
 import pytest
 import torch
 
-from vplib import drawing_pad, experiment
+from vplib import experiment
+from vplib.show import drawing_pad
 
 
 def test_the_script_travels_with_the_package():
-    script = importlib.resources.files("vplib") / "drawing_pad.js"
+    script = importlib.resources.files("vplib.show") / "drawing_pad.js"
     assert "export default { render }" in script.read_text(encoding="utf-8")
 
 

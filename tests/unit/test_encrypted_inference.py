@@ -16,13 +16,9 @@ from tenseal import sealapi
 from torch import nn
 
 from vplib import models
-from vplib.defenses import encrypted_depth
-from vplib.defenses import encrypted_gates as gates
-from vplib.defenses import encrypted_inference as inference
-from vplib.defenses import encrypted_lanes as lanes
-from vplib.defenses import encrypted_messages as messages
-from vplib.defenses import encrypted_network as networks
-from vplib.defenses import encrypted_taps as taps
+from vplib.defenses.encrypted_inference import depth as encrypted_depth
+from vplib.defenses.encrypted_inference import gates, inference, lanes, messages, taps
+from vplib.defenses.encrypted_inference import network as networks
 
 SESSION = b"s" * 32
 SMALL = dict(image_size=5, kernel=3, hidden=4)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vplib.exercises import dp_sgd as ex
+from vplib.defenses.dp_sgd import exercises as ex
 
 
 def batch_clipped(g, c):

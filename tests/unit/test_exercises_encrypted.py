@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vplib.exercises import encrypted_inference as ex
+from vplib.defenses.encrypted_inference import exercises as ex
 
 CASES = [
     (ex.check_square, ex.solve_square, "right"),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vplib import api
-from vplib.exercises import membership_label_only as ex
+from vplib.attacks.membership_label_only import exercises as ex
+from vplib.victims import endpoint as api
 
 
 def counts_calls(predict_label, budget):

@@ -27,11 +27,12 @@ from hypothesis import strategies as st
 from jupyter_client.manager import start_new_kernel
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from vplib import experiment
+from vplib import claims as vplib_claims
+from vplib import experiment, paths, recorded, survey
 
 ROOT = Path(experiment.__file__).parents[1]
 QUICK = settings(deadline=None, max_examples=50)
-IN_CLONE = experiment.repository_root() is not None
+IN_CLONE = paths.repository_root() is not None
 
 
 def claims(data="digits", asserted_on=("digits", "mnist5k")):
@@ -159,7 +160,7 @@ def test_verify_fails_after_it_has_listed_every_claim(capsys):
     c.check("first", paper="above 3", ours="2.5", holds=False)
     c.check("second", paper="1", ours="1", holds=True)
     message = re.escape("1 of 2 claims failed: first (ours: 2.5; paper: above 3)")
-    with pytest.raises(experiment.ClaimFailed, match=message):
+    with pytest.raises(vplib_claims.ClaimFailed, match=message):
         c.verify()
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "FAILS           Shokri et al. 2017: first"
@@ -183,7 +184,7 @@ def test_other_data_fail_nothing(capsys):
 
 
 def test_verify_without_a_claim():
-    with pytest.raises(experiment.ClaimFailed, match="this notebook checked no claim"):
+    with pytest.raises(vplib_claims.ClaimFailed, match="this notebook checked no claim"):
         claims().verify()
 
 
@@ -213,7 +214,7 @@ def test_verify_prints_the_same_whatever_was_measured(ours, other):
 def test_nan_never_holds(holds):
     c = claims()
     c.check("a", paper="1", ours="nan", holds=holds)
-    with pytest.raises(experiment.ClaimFailed):
+    with pytest.raises(vplib_claims.ClaimFailed):
         c.verify()
 
 
@@ -285,7 +286,7 @@ class Cells(html.parser.HTMLParser):
 @given(*[st.text(alphabet="<>&'\"ab\u00e9/ =", max_size=12) for _ in range(5)])
 def test_the_table_escapes_whatever_it_is_given(of, claim, paper, ours, why):
     rows = [dict(of=of, claim=claim, paper=paper, ours=ours, outcome="FAILS", why=why)]
-    found = Cells(experiment.claims_table(rows))
+    found = Cells(vplib_claims.claims_table(rows))
     assert found.tags == {"table", "thead", "tbody", "tr", "th", "td", "b", "br", "small"}
     assert found.cells[4:] == [f"{of}: {claim}", paper, ours, f"✗ FAILS{why}"]
 
@@ -293,7 +294,7 @@ def test_the_table_escapes_whatever_it_is_given(of, claim, paper, ours, why):
 def test_the_table_marks_each_outcome():
     row = dict(of="x", claim="y", paper="1", ours="2", why="because")
     outcomes = ("holds", "not reproduced", "FAILS", "does not hold on olivetti")
-    cells = Cells(experiment.claims_table([row | {"outcome": o} for o in outcomes])).cells
+    cells = Cells(vplib_claims.claims_table([row | {"outcome": o} for o in outcomes])).cells
     assert cells[:4] == ["Claim", "Paper", "Ours", "Outcome"]
     assert cells[7::4] == [
         "✓ holds",
@@ -334,7 +335,7 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 @QUICK
 @given(st.recursive(leaves, lambda inner: st.lists(inner, max_size=4), max_leaves=10))
 def test_what_is_recorded_is_json(value):
-    plain = experiment._plain(value)
+    plain = recorded.plain(value)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
 
 
@@ -369,7 +370,7 @@ def test_versions_of_what_is_not_installed(capsys, monkeypatch):
 def test_papers_are_the_rows_of_the_table():
     with (ROOT / "notebooks" / "papers.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    papers = experiment.papers()
+    papers = survey.papers()
     assert [vars(p) for p in papers] == rows
     assert len(papers) == 136
     assert {p.state for p in papers} <= {"planned", "works", "not reproduced"}
@@ -382,10 +383,11 @@ def test_papers_of_an_installed_wheel(monkeypatch, tmp_path):
     header = "paper,survey_place,method,notebook,section,state\n"
     row = 'Müller 2020,3.2,"a, b",attacks/x,1,planned\n'
     (package / "papers.csv").write_text(header + row, encoding="utf-8")
-    monkeypatch.setattr(experiment, "__file__", str(package / "experiment.py"))
-    assert experiment.repository_root() is None
-    expected = experiment.Paper("Müller 2020", "3.2", "a, b", "attacks/x", "1", "planned")
-    assert experiment.papers() == [expected]
+    for module in (paths, survey):
+        monkeypatch.setattr(module, "__file__", str(package / "any.py"))
+    assert paths.repository_root() is None
+    expected = survey.Paper("Müller 2020", "3.2", "a, b", "attacks/x", "1", "planned")
+    assert survey.papers() == [expected]
 
 
 # Front end and progress, outside a kernel
@@ -398,7 +400,7 @@ def test_no_front_end_outside_a_kernel():
 def test_no_front_end_without_ipython(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", None)
     assert experiment.has_front_end() is False
-    assert experiment._display() is None
+    assert recorded.display() is None
 
 
 def test_progress_hands_every_item_through(capsys):
@@ -497,13 +499,13 @@ def test_a_record_travels_in_the_notebook(kernel):
     (shown,) = ask(kernel, code, allow_stdin=False)
     assert shown["data"] == {
         "text/plain": "AUC: [0.5, 'nan']",
-        experiment.MIME: {"record": {"name": "AUC", "value": [0.5, "nan"]}},
+        recorded.MIME: {"record": {"name": "AUC", "value": [0.5, "nan"]}},
     }
 
 
 def test_versions_travel_in_the_notebook(kernel):
     (shown,) = ask(kernel, "experiment.versions()", allow_stdin=False)
-    found = shown["data"][experiment.MIME]["versions"]
+    found = shown["data"][recorded.MIME]["versions"]
     assert found["torch"] == version("torch")
     assert {"python", "vplib", "numpy", "device", "platform"} <= set(found)
 
@@ -516,13 +518,13 @@ def test_claims_travel_in_the_notebook(kernel):
         "claims.show()"
     )
     (shown,) = ask(kernel, code, allow_stdin=False)
-    rows = shown["data"][experiment.MIME]["claims"]
+    rows = shown["data"][recorded.MIME]["claims"]
     common = dict(of="Shokri", paper="1")
     assert rows == [
         common | dict(claim="a < b", ours="2", outcome="holds", why=""),
         common | dict(claim="c", ours="0", outcome="not reproduced", why="small"),
     ]
-    assert shown["data"]["text/html"] == experiment.claims_table(rows)
+    assert shown["data"]["text/html"] == vplib_claims.claims_table(rows)
     assert shown["data"]["text/plain"].startswith("[holds] Shokri: a < b\n")
 
 
@@ -562,7 +564,7 @@ def test_a_false_claim_stops_papermill(tmp_path):
         )
     out = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     payloads = [o["data"] for c in out.cells for o in c.get("outputs", []) if "data" in o]
-    (claims,) = [p[experiment.MIME]["claims"] for p in payloads if experiment.MIME in p]
+    (claims,) = [p[recorded.MIME]["claims"] for p in payloads if recorded.MIME in p]
     assert claims[0]["outcome"] == "FAILS"
 
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vplib import api, datasets, models, training
-from vplib.attacks import extraction_functionality as attack
-from vplib.attacks import extraction_selection as selection
-from vplib.datasets import transfer
+from vplib import datasets, models, training
+from vplib.attacks.extraction_functionality import knockoff as attack
+from vplib.attacks.extraction_functionality import selection, transfer
+from vplib.victims import endpoint as api
 
 SHAPE, CLASSES = (1, 8, 8), 3
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vplib import datasets, federated, models, training
+from vplib import datasets, models, training
+from vplib.victims import federated
 
 SHAPE = (1, 8, 8)
 

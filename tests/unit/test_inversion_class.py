@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vplib import api, metrics, models, plots, recognition, training
-from vplib.attacks import inversion_class as attack
-from vplib.attacks.inversion_attribute import infer_attribute
-from vplib.attacks.inversion_trained import train_gamin, train_inverters
+from vplib import metrics, models, plots, training
+from vplib.attacks.inversion_class import search as attack
+from vplib.attacks.inversion_class.attribute import infer_attribute
+from vplib.attacks.inversion_class.trained import train_gamin, train_inverters
+from vplib.victims import endpoint as api
+from vplib.victims import recognition
 
 SHAPE = (1, 8, 8)
 

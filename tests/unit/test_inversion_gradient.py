@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vplib import exercises, experiment, federated, lbfgs, models
-from vplib.attacks import inversion_gradient as attack
-from vplib.exercises import inversion_gradient as solutions
+from vplib import exercises, experiment, models
+from vplib.attacks.inversion_gradient import exercises as solutions
+from vplib.attacks.inversion_gradient import lbfgs
+from vplib.attacks.inversion_gradient import leakage as attack
+from vplib.victims import federated
 
 SHAPE, CLASSES = (1, 8, 8), 5
 

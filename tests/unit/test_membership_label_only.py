@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vplib import api, datasets, metrics, models, training
-from vplib.attacks import hop_skip_jump as walk
-from vplib.attacks import membership_label_only as attack
-from vplib.defenses import output_perturbation as masks
+from vplib import datasets, metrics, models, training
+from vplib.attacks.membership_label_only import hop_skip_jump as walk
+from vplib.attacks.membership_label_only import label_only as attack
+from vplib.defenses.output_perturbation import masks
+from vplib.victims import endpoint as api
 
 TOLERANCE = 0.01
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vplib import datasets, metrics, models, training
-from vplib.attacks import membership_reference as tailored
-from vplib.attacks import membership_shadow as attack
+from vplib.attacks.membership_shadow import reference as tailored
+from vplib.attacks.membership_shadow import shadow as attack
 
 
 @pytest.fixture(scope="module")

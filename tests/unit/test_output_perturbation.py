@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vplib.defenses import output_perturbation as masks
+from vplib.defenses.output_perturbation import masks
 
 QUICK = settings(deadline=None, max_examples=40)
 

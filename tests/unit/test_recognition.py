@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vplib import cache, recognition
+from vplib import cache
+from vplib.victims import recognition
 
 
 @pytest.mark.parametrize("network", [recognition.resnet, recognition.plain_cnn])

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from vplib import experiment
+from vplib.claims import claims_table
 from vplib.runner import report, run
 from vplib.runner.cli import cli, main
 
@@ -473,7 +473,7 @@ def test_the_report_says_what_the_notebook_says(good):
     assert ">7.25<" in page and "1 holds, 1 not reproduced" in page
     assert f">{notebook['metadata']['papermill']['duration']:.1f}<" in page
     assert "<h2>A fine &lt;one&gt;</h2>" in page
-    assert experiment.claims_table(report.claims(notebook)) in page
+    assert claims_table(report.claims(notebook)) in page
     changed = re.search(r"<caption>Parameters</caption>.*?</table>", page, re.S)[0]
     assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", changed)[3:] == ["SEED", "0", "7"]
     figures = re.findall(r"base64,([^\"]*)\"", page)

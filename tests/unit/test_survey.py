@@ -6,20 +6,20 @@ import dataclasses
 import matplotlib.pyplot as plt
 import pytest
 
-from vplib import experiment, survey
+from vplib import paths, survey
 
-PAPERS = experiment.papers()
+PAPERS = survey.papers()
 
 
 def paper(**changes):
-    row = experiment.Paper(
+    row = survey.Paper(
         "Doe 2020", "Table 5 MInf", "A <b>bold</b> attack", "attacks/doe", "", "planned"
     )
     return dataclasses.replace(row, **changes)
 
 
 def test_papers_csv_lists_each_surveyed_paper_once():
-    path = experiment.repository_root() / "notebooks" / "papers.csv"
+    path = paths.repository_root() / "notebooks" / "papers.csv"
     text = path.read_bytes().decode("utf-8")
     assert "\r" not in text and text.endswith("\n")
     header, *rows = csv.reader(text.splitlines())

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vplib import batched, datasets, models, seeding, training
+from vplib import datasets, models, seeding, training
+from vplib.nets import stacked as batched
 
 QUICK = settings(deadline=None, max_examples=25)
 

@@ -1,1 +1,1 @@
-"""Attacks, one module a technique family (survey section 3.2)."""
+"""Attacks on models and their training data (survey section 3.2), a folder a notebook."""

@@ -2,6 +2,6 @@
 
 from vplib.datasets import faces
 from vplib.datasets.imageset import ImageSet
-from vplib.datasets.loading import NAMES, DatasetUnavailable, check_name, data_root, load
+from vplib.datasets.loading import NAMES, DatasetUnavailable, check_name, load
 
-__all__ = ["NAMES", "DatasetUnavailable", "ImageSet", "check_name", "data_root", "faces", "load"]
+__all__ = ["NAMES", "DatasetUnavailable", "ImageSet", "check_name", "faces", "load"]

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vplib.datasets.fetching import data_root, fetched, reading
+from vplib.datasets.fetching import fetched, reading
 from vplib.datasets.stored import Stored, from_arrays, read_parts
+from vplib.paths import data_root
 
 DIGITS = tuple("0123456789")
 COUNTS = {  # images of train and test, or of all where a set has no split of its own

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vplib.datasets import face_shapes as shapes
-from vplib.datasets.face_shapes import (
+from vplib.datasets.face_shapes import (  # fmt: skip
     BEARD,
     BODY,
     BROWS,
@@ -24,7 +24,7 @@ from vplib.datasets.face_shapes import (
     Frame,
     Layer,
     Params,
-)  # fmt: skip
+)
 
 BATCH = 128  # images at a time: shorter runs cost more calls, longer ones make windows wider
 PIXELS = 2**18  # of a band of them, in rows that a core's cache holds

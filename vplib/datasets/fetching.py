@@ -1,7 +1,6 @@
 """Where downloads lie, and how a missing one is fetched: checked, whole or not at all, once."""
 
 import contextlib
-import os
 import shutil
 import tempfile
 import threading
@@ -12,29 +11,9 @@ from pathlib import Path
 
 import filelock
 
-from vplib import cache, experiment
-
 
 class DatasetUnavailable(RuntimeError):
     """A dataset is neither on this machine nor to be had from the network."""
-
-
-def data_root() -> Path:
-    """Where downloads lie: `VPLIB_DATA`, else data/ in a clone, else the user's cache.
-
-    A relative `VPLIB_DATA` is taken from the root of the clone, since notebooks run in several
-    working folders.
-
-    Raises:
-        ValueError: `VPLIB_DATA` is relative and vplib was not imported from a clone.
-    """
-    root = experiment.repository_root()
-    if given := os.environ.get("VPLIB_DATA"):
-        path = Path(given).expanduser()
-        if not path.is_absolute() and root is None:
-            raise ValueError(f"VPLIB_DATA={given} must be an absolute path outside a clone")
-        return path if path.is_absolute() else (root / path).resolve()
-    return root / "data" if root else cache.root() / "data"
 
 
 def fetched(

@@ -8,12 +8,12 @@ import torch
 from vplib import experiment
 from vplib.datasets import downloaded, faces
 from vplib.datasets.downloaded import DIGITS
-from vplib.datasets.fetching import DatasetUnavailable, data_root
+from vplib.datasets.fetching import DatasetUnavailable
 from vplib.datasets.folder import check_bytes, list_folder, read_images
 from vplib.datasets.imageset import ImageSet, balanced_order
 from vplib.datasets.stored import Stored, from_arrays
 
-__all__ = ["NAMES", "DatasetUnavailable", "check_name", "data_root", "load"]
+__all__ = ["NAMES", "DatasetUnavailable", "check_name", "load"]
 
 MAX_BYTES = 2 * 10**9  # more than this in one tensor wants a word from the caller
 

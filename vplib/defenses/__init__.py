@@ -1,1 +1,1 @@
-"""Defenses, one module a technique family (survey section 4.2)."""
+"""Defenses of models and their training data (survey section 4.2), a folder a notebook."""

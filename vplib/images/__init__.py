@@ -1,1 +1,1 @@
-"""Protecting photographs, one module a technique family (survey section 3.2.3)."""
+"""Attacks on images and their defenses (survey sections 3.1 and 4.1), a folder a notebook."""

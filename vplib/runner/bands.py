@@ -111,7 +111,7 @@ def charts(points: list[dict]) -> list[dict]:
         return []
     import matplotlib.pyplot as plt
 
-    from vplib import plots
+    from vplib.show import plots
 
     x_name, found = numeric[0], []
     where: dict[str, dict[float, str]] = {}  # line, place on the axis, group

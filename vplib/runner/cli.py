@@ -106,15 +106,18 @@ def report(folder, output):
 def cache(clear):
     """Shows where trained models are kept and how much they take."""
     from vplib import cache as models
+    from vplib import paths
 
     sizes = []
     for path in models.files():
         with contextlib.suppress(FileNotFoundError):  # another process renamed or cleared it
             sizes.append(path.stat().st_size)
-    what = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB of trained models in {models.root()}"
+    what = (
+        f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB of trained models in {paths.cache_root()}"
+    )
     click.echo(f"removing {what}" if clear else what)
     if clear:
-        shutil.rmtree(models.root() / "models", ignore_errors=True)
+        shutil.rmtree(paths.cache_root() / "models", ignore_errors=True)
         if left := len(models.files()):
             _stop(f"{left} files could not be removed; are they yours to remove?")
 

@@ -7,7 +7,8 @@ import json
 import re
 from pathlib import Path
 
-from vplib.experiment import MIME, claims_table
+from vplib.claims import claims_table
+from vplib.recorded import MIME
 
 MARKER = "papermill-error-cell-tag"  # cells that papermill puts in front of an error
 

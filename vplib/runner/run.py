@@ -17,7 +17,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from vplib.experiment import nearest, repository_root
+from vplib.experiment import nearest
+from vplib.paths import repository_root
 from vplib.runner import report
 
 MAX_PNG = 100_000  # bytes of a figure in the gallery

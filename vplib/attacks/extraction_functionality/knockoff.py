@@ -1,0 +1,305 @@
+"""Stealing what a black box does: ask it about images of one's own, train a clone on the answers.
+
+Throughout, `ask` is the victim as a black box, from images to probabilities or labels: all that
+these attackers have of it. Experiments repeat an attack K times, each time against a victim of
+its own: then `asks` holds K black boxes, and images and targets are (K, B, ...), B queries each.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vplib.nets import training
+
+Ask = Callable[[Tensor], Tensor]
+REWARDS = ("certainty", "diversity", "loss")
+
+
+def draw_rows(num_images: int, budget: int, num_draws: int, seed: int = 0) -> Tensor:
+    """The random policy: for each of several attackers, a budget of different rows of a pool.
+
+    The first b columns are the rows for a budget of b: a larger budget goes on where a smaller one
+    stopped.
+
+    Args:
+        num_images: size of the pool.
+        budget: queries an attacker.
+        num_draws: attackers.
+        seed: decides the rows.
+
+    Returns:
+        (num_draws, budget) rows.
+
+    Raises:
+        ValueError: the pool is smaller than the budget.
+    """
+    if budget > num_images:
+        raise ValueError(f"a pool of {num_images} images has no {budget} different queries")
+    rng = np.random.default_rng(seed)
+    return torch.stack(
+        [torch.from_numpy(rng.permutation(num_images)[:budget]) for _ in range(num_draws)]
+    )
+
+
+def as_targets(answers: Tensor, num_classes: int) -> Tensor:
+    """Answers as what a clone is trained on: probabilities that sum to one.
+
+    Args:
+        answers: (N, classes) probabilities, masked or not, or (N,) labels.
+        num_classes: of the black box.
+
+    Returns:
+        (N, classes); a label becomes a one, masked probabilities are divided by their sum.
+    """
+    if answers.ndim == 1:
+        return F.one_hot(answers, num_classes).float()
+    return answers / answers.sum(-1, keepdim=True)
+
+
+def ask_all(asks: Sequence[Ask], images: Tensor, num_classes: int) -> Tensor:
+    """Each attacker's black box answers that attacker's queries; each image is paid for once.
+
+    Args:
+        asks: K black boxes.
+        images: (K, B, C, H, W) queries.
+        num_classes: of the black boxes.
+
+    Returns:
+        (K, B, classes) targets to train clones on.
+    """
+    pairs = zip(asks, images, strict=True)
+    return torch.stack([as_targets(ask(queries), num_classes) for ask, queries in pairs])
+
+
+def train_clones(
+    build: training.Build,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    num_steps: int = 500,
+    lr: float = 0.01,
+    batch_size: int = 64,
+    seed: int = 0,
+    description: str = "clones",
+) -> training.Ensemble:
+    """K clones, each on its own images and answers, from scratch and with cross-entropy.
+
+    Args:
+        build: makes one untrained clone: the attacker's choice of architecture.
+        images: (K, B, C, H, W) images that were asked about.
+        targets: (K, B, classes) what the black boxes said.
+        num_steps: about how many steps, whatever the budget: otherwise few queries would also mean
+            little training.
+        lr: learning rate of Adam.
+        batch_size: images a step and clone.
+        seed: of initialization and order.
+        description: names the progress bar.
+
+    Source:
+        Orekondy et al., Knockoff nets, CVPR 2019, section 4.2. The paper starts from ImageNet's
+        weights and trains with SGD; here clones start from scratch.
+    """
+    num_clones, budget = images.shape[:2]
+    return training.fit_many(
+        build,
+        images.flatten(0, 1),
+        targets.flatten(0, 1),
+        torch.arange(num_clones * budget).view(num_clones, budget),
+        num_epochs=max(1, round(num_steps / -(-budget // batch_size))),
+        optimizer="adam",
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+        description=description,
+    )
+
+
+def reward_certainty(answers: Tensor) -> Tensor:
+    """The margin between the two largest probabilities of each answer.
+
+    Args:
+        answers: (N, classes) probabilities.
+
+    Source:
+        Orekondy et al. 2019, equation 4.
+    """
+    first, second = answers.topk(2, dim=-1).values.unbind(-1)
+    return first - second
+
+
+def reward_diversity(answers: Tensor, past: Tensor) -> Tensor:
+    """How much more of each class an answer has than the answers so far had on average.
+
+    Args:
+        answers: (N, classes) probabilities.
+        past: (M, classes) earlier answers.
+
+    Source:
+        Orekondy et al. 2019, equation 5.
+    """
+    return (answers - past.mean(0)).clamp_min(0).sum(-1)
+
+
+def reward_loss(answers: Tensor, clone: Tensor) -> Tensor:
+    """The cross-entropy of the clone's answers against the black box's.
+
+    Args:
+        answers: (N, classes) probabilities of the black box.
+        clone: (N, classes) probabilities of the clone.
+
+    Source:
+        Orekondy et al. 2019, equation 6.
+    """
+    return -(answers * clone.clamp_min(1e-12).log()).sum(-1)
+
+
+def update_preferences(
+    preferences: Tensor, actions: Tensor, advantages: Tensor, lr: float
+) -> Tensor:
+    """One step of the gradient bandit for each action of a round, all from the same policy.
+
+    Args:
+        preferences: (A,); the policy is their softmax.
+        actions: (n,) which ones were taken.
+        advantages: (n,) the reward of each, less the mean of recent rewards.
+        lr: step size.
+
+    Source:
+        Orekondy et al. 2019, equations 2 and 3; Sutton and Barto, section 2.8.
+    """
+    gained = torch.zeros_like(preferences).index_add(0, actions, advantages)
+    return preferences + lr * (gained - advantages.sum() * preferences.softmax(-1))
+
+
+class Policy(NamedTuple):
+    """What the adaptive attacker chose, and how its policy over sources moved.
+
+    Args:
+        rows: (B,) rows of the pool, in order.
+        targets: (B, classes) the answers to them.
+        shares: (rounds, sources) probability of each source before each round.
+    """
+
+    rows: Tensor
+    targets: Tensor
+    shares: Tensor
+
+
+def choose_adaptively(
+    ask: Ask,
+    build: training.Build,
+    images: Tensor,
+    sources: Tensor,
+    classes: Tensor,
+    num_classes: int,
+    budget: int,
+    *,
+    rewards: Sequence[str] = REWARDS,
+    lr: float = 0.5,
+    batch_size: int = 20,
+    num_steps: int = 2,
+    window: int = 100,
+    seed: int = 0,
+) -> Policy:
+    """Learns while asking which part of a labelled pool is worth asking about.
+
+    A policy over a tree of two levels chooses a source, then one of its classes, then an image of
+    that class that was not asked about yet. A clone that is trained on the way gives the loss.
+
+    Args:
+        ask: the black box.
+        build: makes the clone.
+        images: (N, C, H, W) the attacker's pool.
+        sources: (N,) upper level: the part of the pool, as an index.
+        classes: (N,) lower level: the class within the part; the attacker's labels of own images.
+        num_classes: of the black box.
+        budget: queries, exactly.
+        rewards: one or more of `REWARDS`; of several the sum counts, each scaled to [0, 1].
+        lr: step size of the bandit.
+        batch_size: queries a round; the policy moves between rounds.
+        num_steps: training steps of the clone a round.
+        window: recent rewards that scale and baseline come from.
+        seed: decides the draws and the clone.
+
+    Raises:
+        ValueError: a reward is unknown, or the pool is smaller than the budget.
+
+    Source:
+        Orekondy et al. 2019, section 4.1.2. Asks in rounds instead of one image at a time.
+    """
+    if not rewards or not set(rewards) <= set(REWARDS):
+        raise ValueError(f"rewards must be one or more of {', '.join(REWARDS)}, not {rewards}")
+    if budget > len(images):
+        raise ValueError(f"a pool of {len(images)} images has no {budget} different queries")
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        clone = build().to(images.device)
+    stepper = torch.optim.Adam(clone.parameters(), lr=0.003)
+    leaves, leaf_of = torch.stack([sources, classes], 1).unique(dim=0, return_inverse=True)
+    left = [list(rng.permutation(torch.where(leaf_of == i)[0])) for i in range(len(leaves))]
+    upper, lower = torch.zeros(int(sources.max()) + 1), torch.zeros(len(leaves))
+    rows, targets = [], images.new_zeros(0, num_classes)
+    history, shares = {name: [] for name in (*rewards, "sum")}, []
+    while len(rows) < budget:
+        share, taken = _sample(upper, lower, leaves[:, 0], left, rng, batch_size)
+        taken = taken[: budget - len(rows)]
+        shares.append(share)
+        new = [int(left[leaf].pop()) for leaf in taken]
+        found = as_targets(ask(images[new]), num_classes)
+        past = torch.cat([targets, found])[-len(found) - window :]
+        with torch.no_grad():
+            said = clone(images[new]).softmax(-1)
+        each = dict(certainty=reward_certainty(found), diversity=reward_diversity(found, past))
+        each["loss"] = reward_loss(found, said)
+        total = _scaled_sum({name: each[name] for name in rewards}, history, window)
+        advantages = total - float(np.mean(history["sum"][-window:]))
+        at = leaves[taken, 0]
+        upper = update_preferences(upper, at, advantages, lr)
+        for source in at.unique():
+            inside = torch.where(leaves[:, 0] == source)[0]
+            actions = torch.searchsorted(inside, torch.tensor(taken)[at == source])
+            lower[inside] = update_preferences(lower[inside], actions, advantages[at == source], lr)
+        rows += new
+        targets = torch.cat([targets, found])
+        for _ in range(num_steps):
+            some = torch.from_numpy(rng.integers(len(rows), size=64))
+            loss = F.cross_entropy(clone(images[torch.tensor(rows)[some]]), targets[some])
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+    return Policy(torch.tensor(rows), targets, torch.stack(shares))
+
+
+def _sample(upper, lower, source, left, rng, num: int) -> tuple[Tensor, list[int]]:
+    """The policy's probability of each source, and leaves drawn from it that have images left."""
+    empty = torch.tensor([not rows for rows in left])
+    level = lower.masked_fill(empty, -torch.inf)
+    closed = torch.tensor([bool(empty[source == s].all()) for s in range(len(upper))])
+    share = upper.masked_fill(closed, -torch.inf).softmax(-1)
+    weight = torch.zeros(len(lower), dtype=torch.double)
+    for s in torch.where(~closed)[0]:
+        weight[source == s] = (share[s] * level[source == s].softmax(-1)).double()
+    chances = (weight / weight.sum()).numpy()
+    drawn, room = [], [len(rows) for rows in left]
+    for leaf in rng.choice(len(left), size=num, p=chances).tolist():
+        if room[leaf]:
+            room[leaf] -= 1
+            drawn.append(leaf)
+    return share, drawn
+
+
+def _scaled_sum(rewards: dict[str, Tensor], history: dict, window: int) -> Tensor:
+    """The sum of rewards, each scaled to [0, 1] by its recent range; notes what it has seen."""
+    total = 0
+    for name, values in rewards.items():
+        history[name] += values.tolist()
+        recent = history[name][-window:]
+        low, high = min(recent), max(recent)
+        total = total + (values - low).clamp_min(0) / max(high - low, 1e-9)
+    history["sum"] += total.tolist()
+    return total.cpu()

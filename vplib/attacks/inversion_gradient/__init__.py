@@ -1,0 +1,17 @@
+"""An image from a gradient that a client shares."""
+
+from vplib.attacks.inversion_gradient.leakage import (
+    infer_label,
+    invert_gradient,
+    match_batches,
+    score_psnr,
+    stack_messages,
+)
+
+__all__ = [
+    "infer_label",
+    "invert_gradient",
+    "match_batches",
+    "score_psnr",
+    "stack_messages",
+]

@@ -1,0 +1,349 @@
+"""Gradient inversion: images from what clients of federated learning send to their server.
+
+The attacker holds what the server holds: the `model` that it sent, the `messages` that came back,
+and the shape of an image. What is granted beyond that is an argument of its own: labels, the
+number of local steps, their learning rate and batch size. No function here receives an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from vplib import experiment, threads
+from vplib.attacks.inversion_gradient import lbfgs
+from vplib.show import metrics
+from vplib.victims import federated
+
+STARTS = ("gray", "uniform", "normal", "patterned", "dark")
+OBJECTIVES = ("squared", "cosine")
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What an attacker reconstructed from K messages.
+
+    Args:
+        images: (K, B, C, H, W), not clipped to [0, 1].
+        labels: (K, B, classes) probabilities, granted or found.
+        values: (K,) the objective that was reached.
+        path: (T, K, B, C, H, W) the images on the way.
+        path_values: (T, K) the objective on the way.
+        evaluations: (K,) how often the gradient of each objective was computed.
+    """
+
+    images: Tensor
+    labels: Tensor
+    values: Tensor
+    path: Tensor
+    path_values: Tensor
+    evaluations: Tensor
+
+
+def invert_gradient(
+    model: nn.Module,
+    messages: Sequence[federated.Message],
+    shape: Sequence[int],
+    *,
+    num_images: int = 1,
+    labels: Tensor | None = None,
+    num_classes: int | None = None,
+    lr: float | None = None,
+    num_steps: int | None = None,
+    batch_size: int | None = None,
+    objective: str = "squared",
+    tv: float | Tensor = 0.0,
+    ignore_zeros: bool = False,
+    optimizer: str = "lbfgs",
+    line_search: bool = True,
+    num_evaluations: int = 200,
+    step_size: float = 0.1,
+    restarts: int = 1,
+    start: str = "gray",
+    relative: bool = True,
+    keep_every: int | None = None,
+    seed: int = 0,
+    description: str = "",
+) -> Inversion:
+    """Images whose messages would be those that came: DLG, iDLG and Inverting Gradients.
+
+    Args:
+        model: as the server sent it; computed in its dtype, float64 for the last decibels.
+        messages: K of them, all of one kind, from clients that hold `num_images` images each.
+        shape: (C, H, W) of one image.
+        num_images: B, images of each client.
+        labels: (K, B) granted or inferred class indices; None optimizes them too, as DLG.
+        num_classes: needed without labels.
+        lr: of local steps; needed for updates.
+        num_steps: local steps; needed for updates.
+        batch_size: images a local step, in the order of the images; all by default.
+        objective: "squared" distance, or "cosine", one minus the cosine.
+        tv: weight of the total variation of the images; a number, or one for each message.
+        ignore_zeros: leave out entries that are zero in the message (for pruned messages).
+        optimizer: "lbfgs" or "signed adam".
+        line_search: of L-BFGS.
+        num_evaluations: gradients of the objective, for each message and restart.
+        step_size: of signed Adam.
+        restarts: attempts for each message; the best by the attacker's own objective is returned.
+        start: one of `STARTS`; with "gray" only the first attempt is, the others are "uniform".
+        relative: divide the squared distance by the squared norm of the message.
+        keep_every: evaluations between two kept images on the way.
+        seed: decides the starts.
+        description: names the progress bar; empty for none.
+
+    Returns:
+        The best attempt for each message.
+
+    Raises:
+        ValueError: a message does not fit the model, is zero or not finite, or a grant is missing.
+
+    Source:
+        Zhu et al., Deep leakage from gradients, NeurIPS 2019, equation 3; Geiping et al.,
+        Inverting gradients, NeurIPS 2020, equation 4. Here K messages are inverted together.
+    """
+    targets = stack_messages(model, messages)
+    _check(messages, objective, optimizer, start, labels, num_classes, lr, num_steps)
+    num, like = len(messages), next(iter(targets.values()))
+    steps = dict(lr=lr, num_steps=num_steps, batch_size=batch_size)
+    kept = {k: (v != 0).to(v) for k, v in targets.items()} if ignore_zeros else None
+    everyone = torch.arange(num, device=like.device)
+    norm = sum(v.flatten(1).square().sum(1) for v in targets.values())
+    weight = torch.as_tensor(tv).to(like).expand(num)
+    flat = (num_images, *shape)
+    pixels = torch.Size(flat).numel()
+    if labels is not None:
+        labels = torch.as_tensor(labels, device=like.device).view(num, num_images)
+        classes = num_classes or _last_layer(messages[0]).shape[0]
+        granted = F.one_hot(labels, classes).to(like.dtype)
+
+    def parts(points, rows):
+        x = points[:, :pixels].view(-1, *flat)
+        if labels is not None:
+            return x, granted[rows]
+        return x, points[:, pixels:].view(len(points), num_images, -1).softmax(-1)
+
+    def evaluate(points, attempts):
+        rows = attempts % num
+        rows = slice(None) if torch.equal(rows, everyone) else rows  # nothing to copy
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            x, y = parts(points, rows)
+            found = federated.simulate(model, x, y, **steps)
+            dot = square = distance = 0
+            for name, value in found.items():
+                value = (value * kept[name][rows] if kept else value).flatten(1)
+                wanted = targets[name][rows].flatten(1)
+                if objective == "squared":
+                    distance = distance + (value - wanted).square().sum(1)
+                else:
+                    dot = dot + (value * wanted).sum(1)
+                    square = square + value.square().sum(1)
+            if objective == "squared":
+                total = distance / norm[rows] if relative else distance
+            else:
+                total = 1 - dot / (square * norm[rows]).clamp_min(1e-30).sqrt()
+            if bool((weight > 0).any()):
+                total = total + weight[rows] * total_variation(x)
+            (slopes,) = torch.autograd.grad(total.sum(), points)
+        return total.detach(), slopes
+
+    starts = [
+        draw_starts(num, flat, "uniform" if r and start == "gray" else start, seed + r)
+        for r in range(restarts)
+    ]
+    starts = torch.cat(starts).flatten(1)
+    if labels is None:
+        noise = torch.Generator().manual_seed(seed)
+        free = torch.randn(len(starts), num_images * num_classes, generator=noise)
+        starts = torch.cat([starts, free], 1)
+    starts = starts.to(like)
+    settings = dict(keep_every=keep_every, description=description)
+    with threads.one_thread(starts[:, :pixels]):
+        if optimizer == "lbfgs":
+            found = lbfgs.minimize(
+                evaluate, starts, num_evaluations, line_search=line_search, **settings
+            )
+        else:
+            found = _signed_adam(evaluate, starts, num_evaluations, step_size, pixels, **settings)
+    best = found.values.view(restarts, num).nan_to_num(torch.inf).argmin(0)
+    rows = best * num + everyone
+    images, told = parts(found.points[rows], everyone)
+    path = found.path[:, rows, :pixels].view(-1, num, *flat)
+    spent = found.evaluations.view(restarts, num).sum(0)
+    return Inversion(images, told, found.values[rows], path, found.path_values[:, rows], spent)
+
+
+def _signed_adam(evaluate, starts, num_evaluations, lr, pixels, *, keep_every, description):
+    """Adam on the sign of the gradient, pixels kept in [0, 1], the rate cut tenfold three times."""
+    points = starts.clone()
+    rows = torch.arange(len(points), device=points.device)
+    stepper = torch.optim.Adam([points], lr=lr)
+    cuts = [num_evaluations * i // 8 for i in (3, 5, 7)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(stepper, cuts, 0.1)
+    best, best_values, path, values = points.clone(), None, [points.clone()], []
+    counter = range(num_evaluations)
+    for i in experiment.progress(counter, description) if description else counter:
+        value, slopes = evaluate(points, rows)
+        values = values or [value]
+        best_values = value.clone() if best_values is None else best_values
+        better = value <= best_values
+        best[better], best_values[better] = points[better], value[better]
+        if i == num_evaluations - 1:
+            break
+        points.grad = slopes.sign()
+        stepper.step()
+        schedule.step()
+        points[:, :pixels] = points[:, :pixels].clamp(0, 1)
+        if keep_every and (i + 1) % keep_every == 0:
+            path.append(best.clone())
+            values.append(best_values.clone())
+    spent = torch.full_like(rows, num_evaluations)
+    path, values = torch.stack([*path, best.clone()]), torch.stack([*values, best_values.clone()])
+    return lbfgs.Minimum(best, best_values, path, values, spent)
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """The mean absolute difference of neighbouring pixels, (K,) of (K, B, C, H, W) images.
+
+    The absolute value is rounded off below 0.001, for L-BFGS needs a slope.
+    """
+
+    def size(steps):
+        return (steps.square() + 1e-6).sqrt().flatten(1).mean(1)
+
+    return size(images.diff(dim=-1)) + size(images.diff(dim=-2))
+
+
+def infer_label(message: federated.Message, rule: str = "product") -> int:
+    """The label of a client's only image, read from the gradient of the last layer.
+
+    With cross-entropy the row of class c is (p_c - y_c) times the layer's input: it points against
+    all others for the true label alone.
+
+    Args:
+        message: of one image; of a batch the answer means nothing. An update has the opposite sign.
+        rule: "product" asks whose row points against all others (with two classes both do); "sum"
+            whose row has the smallest sum, which needs an input of the last layer that is never
+            negative (ReLU, sigmoid; not tanh).
+
+    Raises:
+        ValueError: there is no such rule, or no linear layer.
+
+    Source:
+        Zhao et al., iDLG, 2020, equations 4 to 6.
+    """
+    rows = _last_layer(message) * (-1 if isinstance(message, federated.Update) else 1)
+    if rule == "sum":
+        return int(rows.sum(1).argmin())
+    if rule != "product":
+        raise ValueError(f"rule must be 'product' or 'sum', not {rule!r}")
+    products = rows @ rows.sum(0) - rows.square().sum(1)  # with all other rows together
+    return int(products.argmin())
+
+
+def draw_starts(num: int, shape: Sequence[int], kind: str, seed: int = 0) -> Tensor:
+    """Images to start from, (num, *shape): gray, noise, a noisy tile repeated, or black.
+
+    Source: Wei et al., A framework for evaluating gradient leakage attacks, ESORICS 2020.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "patterned":
+        *lead, height, width = shape
+        tile = torch.rand((num, *lead, height // 4, width // 4), generator=generator)
+        return tile.repeat(*[1] * (len(lead) + 1), 4, 4)
+    if kind in ("gray", "dark"):
+        return torch.full((num, *shape), 0.5 if kind == "gray" else 0.0)
+    draw = torch.randn if kind == "normal" else torch.rand
+    return draw((num, *shape), generator=generator)
+
+
+def match_batches(found: Tensor, truth: Tensor) -> Tensor:
+    """The found images in the order of the true ones, for the judge: a gradient has no order.
+
+    Args:
+        found: (K, B, C, H, W) in [0, 1].
+        truth: the same shape.
+
+    Returns:
+        `found` with each batch permuted so that the summed squared error is least (Hungarian).
+    """
+    errors = (found[:, :, None] - truth[:, None]).flatten(3).square().mean(-1)
+    orders = [linear_sum_assignment(e.cpu().numpy().T)[1] for e in errors]
+    return torch.stack([batch[order] for batch, order in zip(found, orders, strict=True)])
+
+
+def score_psnr(found: Tensor, truth: Tensor, cap: float = 60.0) -> Tensor:
+    """PSNR of each image after matching, (K, B) dB; capped, for equal images have an infinite one.
+
+    Args:
+        found: (K, B, C, H, W); clipped to [0, 1], and gray where not finite.
+        truth: the same shape, in [0, 1].
+        cap: the largest value.
+    """
+    clipped = found.to(truth).nan_to_num(0.5).clamp(0, 1)
+    matched = match_batches(clipped, truth)
+    quality = metrics.psnr(matched.flatten(0, 1), truth.flatten(0, 1))
+    return quality.clamp(max=cap).view(truth.shape[:2])
+
+
+def stack_messages(model: nn.Module, messages: Sequence[federated.Message]) -> dict[str, Tensor]:
+    """The messages by parameter name, (K, ...), after a check that they can be inverted.
+
+    Raises:
+        ValueError: there is none; names or shapes are not the model's; one is zero or not finite.
+    """
+    if not messages:
+        raise ValueError("there is no message to invert")
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    like = next(model.parameters())
+    for k, message in enumerate(messages):
+        shapes = {name: tuple(value.shape) for name, value in message.values.items()}
+        if shapes != expected:
+            wrong = min(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n))
+            have, need = shapes.get(wrong, "absent"), expected.get(wrong, "absent")
+            raise ValueError(
+                f"message {k} does not fit the model: {wrong} is {have}, not {need}; "
+                "invert with the model that was sent to this client"
+            )
+        if not all(value.isfinite().all() for value in message.values.values()):
+            raise ValueError(
+                f"message {k} holds NaN or infinite numbers; the client's training diverged, "
+                "and nothing can be matched: lower its learning rate"
+            )
+        if not any(value.any() for value in message.values.values()):
+            raise ValueError(
+                f"message {k} is zero everywhere: any image with a zero gradient fits it, so "
+                "there is nothing to invert"
+            )
+    return {name: torch.stack([m.values[name] for m in messages]).to(like) for name in expected}
+
+
+def _last_layer(message: federated.Message) -> Tensor:
+    matrices = [value for value in message.values.values() if value.ndim == 2]
+    if not matrices:
+        raise ValueError("the model has no linear layer to read a label from")
+    return matrices[-1]
+
+
+def _check(messages, objective, optimizer, start, labels, num_classes, lr, num_steps) -> None:
+    if len({type(message) for message in messages}) > 1:
+        raise ValueError("messages must be all gradients or all updates")
+    if isinstance(messages[0], federated.Update) and (lr is None or num_steps is None):
+        raise ValueError(
+            "an update is the sum of unknown steps: give lr and num_steps, or treat it as one "
+            "gradient with federated.Gradients, divided by minus the learning rate"
+        )
+    if isinstance(messages[0], federated.Gradients) and num_steps is not None:
+        raise ValueError("num_steps is for updates; these messages are gradients")
+    for name, value, known in (
+        ("objective", objective, OBJECTIVES),
+        ("optimizer", optimizer, ("lbfgs", "signed adam")),
+        ("start", start, STARTS),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; {experiment.nearest(value, known)}")
+    if labels is None and num_classes is None:
+        raise ValueError("without labels give num_classes, the number of logits")

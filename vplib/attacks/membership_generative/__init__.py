@@ -1,0 +1,8 @@
+"""Membership in the training set of a generator."""
+
+from vplib.attacks.membership_generative.generative import rank_by_discriminator, rank_by_samples
+
+__all__ = [
+    "rank_by_discriminator",
+    "rank_by_samples",
+]

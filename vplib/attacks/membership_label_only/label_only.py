@@ -1,0 +1,249 @@
+"""Membership inference from labels alone.
+
+Throughout, `predict_label` is the victim as a black box, from images (N, C, H, W) in [0, 1] to
+labels (N,): all that these attackers may ask. Whatever else they use (start images, shadows, a
+scale of noise) is their own. Scores are higher for members.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from vplib.attacks.membership_label_only.hop_skip_jump import (
+    Boundary,
+    PredictLabel,
+    check_records,
+    find_starts,
+    hop_skip_jump,
+)
+from vplib.nets import training
+
+
+def score_by_gap(predict_label: PredictLabel, images: Tensor, labels: Tensor) -> Tensor:
+    """1 where the victim is right and 0 where it errs: one query a record.
+
+    Args:
+        predict_label: the victim.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes.
+
+    Source:
+        Yeom et al., Privacy risk in machine learning, CSF 2018; the baseline of all that follows.
+    """
+    check_records(images, labels)
+    return (predict_label(images) == labels).double()
+
+
+def shifted(images: Tensor, distance: int) -> Tensor:
+    """All copies moved by whole pixels (i, j) with |i| + |j| = distance, the image itself first.
+
+    Args:
+        images: (N, C, H, W).
+        distance: in pixels, 1 or more.
+
+    Returns:
+        (4 * distance + 1, N, C, H, W); what moves in from outside is 0.
+
+    Source:
+        Choquette-Choo et al., Label-only membership inference attacks, ICML 2021, section 4.2.
+    """
+    height, width = images.shape[-2:]
+    if not 1 <= distance < min(height, width):
+        raise ValueError(f"the shift must be 1 to {min(height, width) - 1} pixels, not {distance}")
+    padded = F.pad(images, (distance,) * 4)
+    steps = range(-distance, distance + 1)
+    moves = [(i, j) for i in steps for j in steps if abs(i) + abs(j) == distance]
+    copies = [padded[..., distance - i :, distance - j :][..., :height, :width] for i, j in moves]
+    return torch.stack([images, *copies])
+
+
+def rotated(images: Tensor, degrees: float) -> Tensor:
+    """The images, and copies turned by plus and minus so many degrees (bilinear, 0 outside).
+
+    Args:
+        images: (N, C, H, W).
+        degrees: of the turn.
+
+    Returns:
+        (3, N, C, H, W), in [0, 1] if the images are.
+
+    Source:
+        Choquette-Choo et al. 2021, section 4.2.
+    """
+    copies = [images]
+    height, width = images.shape[-2:]
+    for angle in (math.radians(degrees), -math.radians(degrees)):
+        cos, sin = math.cos(angle), math.sin(angle)
+        turn = torch.tensor(
+            [[cos, -sin * height / width, 0], [sin * width / height, cos, 0]],
+            dtype=images.dtype, device=images.device,
+        )  # fmt: skip
+        grid = F.affine_grid(turn.expand(len(images), 2, 3), images.shape, align_corners=False)
+        copies.append(F.grid_sample(images, grid, align_corners=False).clamp(0, 1))
+    return torch.stack(copies)
+
+
+def ask_copies(predict_label: PredictLabel, copies: Tensor, labels: Tensor) -> Tensor:
+    """Whether the victim is right about each copy of each record: A queries a record.
+
+    Args:
+        predict_label: the victim.
+        copies: (A, N, C, H, W) from `shifted` or `rotated`, of the records.
+        labels: (N,) classes of the records.
+
+    Returns:
+        (N, A) 1 where right, 0 where wrong.
+    """
+    check_records(copies[0], labels)
+    answers = torch.stack([predict_label(some) for some in copies])
+    return (answers == labels).double().T
+
+
+def train_copies_attack(right: Tensor, members: Tensor) -> Callable[[Tensor], Tensor]:
+    """An attack model on which copies are labelled right, from the attacker's own shadows.
+
+    Args:
+        right: (K, N, A) of K shadows about the N records of their pool.
+        members: (K, N) who was in them.
+
+    Returns:
+        A function from (N, A) to (N,) scores, higher for members.
+
+    Source:
+        Choquette-Choo et al. 2021, section 4.2. Logistic regression instead of a network: with a
+        dozen truth values a record, both learn weights.
+    """
+    judge = LogisticRegression(max_iter=1000)
+    judge.fit(right.flatten(0, 1).cpu().numpy(), members.flatten().cpu().numpy())
+    return lambda asked: torch.from_numpy(judge.decision_function(asked.cpu().numpy()))
+
+
+def score_by_noise(
+    predict_label: PredictLabel,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    sigma: float,
+    num_queries: int = 100,
+    seed: int = 0,
+) -> Tensor:
+    """The share of noisy copies that the victim labels right: a distance without a search.
+
+    Args:
+        predict_label: the victim.
+        images: (N, C, H, W) records to decide on, in [0, 1].
+        labels: (N,) their classes.
+        sigma: standard deviation of the noise; choose it on a shadow.
+        num_queries: noisy copies a record.
+        seed: of the noise.
+
+    Returns:
+        (N,) shares from 0 to 1.
+
+    Source:
+        Choquette-Choo et al. 2021, section 4.3 (random noise, for data without an attack).
+    """
+    check_records(images, labels)
+    generator = torch.Generator().manual_seed(seed)
+    right = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    for _ in range(num_queries):
+        noise = torch.randn(images.shape, generator=generator).to(images.device)
+        right += predict_label((images + sigma * noise).clamp(0, 1)) == labels
+    return right / num_queries
+
+
+def boundary_distances(
+    predict_label: PredictLabel,
+    images: Tensor,
+    labels: Tensor,
+    candidates: Tensor,
+    *,
+    max_tries: int = 100,
+    num_steps: int = 10,
+    seed: int = 0,
+    **settings,
+) -> Boundary:
+    """The boundary attack's score: each record's distance to where the victim leaves its class.
+
+    Args:
+        predict_label: the victim.
+        images: (N, C, H, W) records to decide on, in [0, 1].
+        labels: (N,) their classes. Records that the victim labels otherwise have distance 0, so
+            the gap attack is part of this one.
+        candidates: (M, C, H, W) the attacker's own images, or noise, to start from.
+        max_tries: of start images a record.
+        num_steps: of `hop_skip_jump`.
+        seed: of starts and directions.
+        **settings: the others of `hop_skip_jump`.
+
+    Source:
+        Choquette-Choo et al. 2021, section 4.3; Li and Zhang, Membership leakage in label-only
+        exposures, CCS 2021, section 4.2.
+    """
+    check_records(images, labels)
+    queries = torch.ones_like(labels)
+    right = (predict_label(images) == labels).nonzero().flatten()
+    starts = find_starts(predict_label, labels[right], candidates, max_tries=max_tries, seed=seed)
+    queries[right] += starts.queries
+    distances = torch.zeros(len(images)).to(images)
+    distances[right] = images[0].numel() ** 0.5
+    rows = right[starts.found]
+    if not len(rows):  # a victim with one answer for all
+        trace = (value.expand(num_steps + 1, -1).clone() for value in (distances, queries))
+        return Boundary(images.clone(), distances, queries, *trace)
+    found = hop_skip_jump(
+        predict_label, images[rows], labels[rows], starts.images[starts.found],
+        num_steps=num_steps, seed=seed, **settings,
+    )  # fmt: skip
+    points = images.clone()
+    points[rows] = found.points
+    trace_distances = distances.expand(len(found.trace_distances), -1).clone()
+    trace_queries = queries.expand(len(found.trace_queries), -1).clone()
+    trace_distances[:, rows] = found.trace_distances
+    trace_queries[:, rows] += found.trace_queries
+    last = trace_distances[-1], trace_queries[-1]
+    return Boundary(points, *last, trace_distances, trace_queries)
+
+
+def transfer_shadows(
+    victims: Sequence[PredictLabel], images: Tensor, build: training.Build, **settings
+) -> training.Ensemble:
+    """For each victim, a shadow trained on the attacker's images with that victim's labels.
+
+    Args:
+        victims: the victims; each is asked once about every image.
+        images: (M, C, H, W) of the attacker's own.
+        build: makes one untrained shadow.
+        **settings: of `training.fit_many`.
+
+    Returns:
+        One shadow a victim. Its loss on a record, with the record's true class, is the attack.
+
+    Source:
+        Li and Zhang 2021, section 4.1 (transfer attack).
+    """
+    relabelled = torch.cat([predict_label(images) for predict_label in victims])
+    rows = torch.arange(len(relabelled)).view(len(victims), -1)
+    pool = images.repeat(len(victims), 1, 1, 1)
+    return training.fit_many(build, pool, relabelled, rows, **settings)
+
+
+def score_set(predict: Callable[[Tensor], Tensor], copies: Tensor, labels: Tensor) -> Tensor:
+    """Minus the mean loss over a record's copies: the set-based attack, which needs probabilities.
+
+    Args:
+        predict: the victim as a black box, from images to probabilities.
+        copies: (A, N, C, H, W) the copies that a victim trained with augmentation saw.
+        labels: (N,) classes of the records.
+
+    Source:
+        Yu et al., How does data augmentation affect privacy in machine learning?, AAAI 2021,
+        section 4 (mean query).
+    """
+    check_records(copies[0], labels)
+    true = torch.stack([predict(some).gather(-1, labels[:, None]).squeeze(-1) for some in copies])
+    return true.clamp_min(1e-38).log().double().mean(0)

@@ -1,0 +1,274 @@
+"""Membership inference from a model's answers, with shadow models and without.
+
+Throughout, `predict` is the victim as a black box, from images to probabilities: all that these
+attackers may ask. What they bring themselves (shadow models, and who was in them) comes as
+tensors: `probabilities` (models, records, classes) and `members` (models, records).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+from vplib.nets import models, training
+
+Predict = Callable[[Tensor], Tensor]
+
+
+def attack_set(
+    probabilities: Tensor, labels: Tensor, members: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the attack model learns from: the shadows' answers, and who was in the shadow.
+
+    Args:
+        probabilities: (K, N, classes) answers of K shadow models to the N records of their pool.
+        labels: (N,) classes of the records.
+        members: (K, N) whether the shadow was trained on the record.
+
+    Returns:
+        (K * N, classes) answers, (K * N,) classes, and (K * N,) 1 for members and 0 otherwise.
+
+    Source:
+        Shokri et al., Membership inference attacks against machine learning models, S&P 2017,
+        section V-E.
+    """
+    num_models = len(probabilities)
+    return probabilities.flatten(0, 1), labels.repeat(num_models), members.flatten().long()
+
+
+def train_attack_models(
+    probabilities: Tensor,
+    labels: Tensor,
+    members: Tensor,
+    groups: Tensor | None = None,
+    *,
+    num_epochs: int = 30,
+    hidden: int = 64,
+    seed: int = 0,
+) -> training.Ensemble:
+    """One attack model a class: a network with one hidden layer that tells "in" from "out".
+
+    Args:
+        probabilities: (K, N, classes) answers of K shadow models to the N records of their pool.
+        labels: (N,) classes of the records, known to the attacker.
+        members: (K, N) whether the shadow was trained on the record; the attacker trained it.
+        groups: (G, k) shadows that each of G attacks learns from; by default one attack learns
+            from all.
+        num_epochs: passes over the attack set of a class.
+        hidden: width of the hidden layer.
+        seed: of initialization and order.
+
+    Returns:
+        An ensemble of G * classes models, each from (N, classes) answers to 2 logits.
+
+    Raises:
+        ValueError: a class has no record, so that its attack model has nothing to learn from.
+
+    Source:
+        Shokri et al. 2017, section V-E. Classes with fewer records repeat theirs, so that all
+        attack models take equally many steps.
+    """
+    answers, classes, inside = attack_set(probabilities, labels, members)
+    num_shadows, num_records, num_classes = probabilities.shape
+    groups = torch.arange(num_shadows)[None] if groups is None else torch.as_tensor(groups)
+    shadow = torch.arange(num_shadows, device=classes.device).repeat_interleave(num_records)
+    rows = [
+        (torch.isin(shadow, group.to(shadow)) & (classes == c)).nonzero().flatten()
+        for group in groups
+        for c in range(num_classes)
+    ]
+    if not all(len(r) for r in rows):
+        empty = [c for c in range(num_classes) if not (labels == c).any()]
+        raise ValueError(f"the shadow pool has no record of class {empty}; take a larger pool")
+    longest = max(len(r) for r in rows)
+    subsets = torch.stack([r.repeat(-(-longest // len(r)))[:longest] for r in rows])
+    return training.fit_many(
+        lambda: models.mlp(answers.shape[1:], 2, (hidden,)),
+        answers,
+        inside,
+        subsets,
+        num_epochs=num_epochs,
+        optimizer="adam",
+        lr=0.01,
+        batch_size=64,
+        seed=seed,
+        description="attack models",
+    )
+
+
+def score_members(
+    attack_models: training.Ensemble, predict: Predict, images: Tensor, labels: Tensor
+) -> Tensor:
+    """The attack models' probability that each record was in the victim's training set.
+
+    Args:
+        attack_models: from `train_attack_models`.
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes, known to the attacker.
+
+    Returns:
+        (N,) probabilities, or (G, N) for the attack models of several groups of shadows; above
+        0.5 the attack says "member".
+    """
+    answers = predict(images)
+    inside = attack_models.probabilities(answers)[..., 1].unflatten(0, (-1, answers.shape[-1]))
+    return inside[:, labels, torch.arange(len(labels))].squeeze(0)
+
+
+def losses(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of answers that come as probabilities.
+
+    Args:
+        probabilities: (..., N, classes).
+        labels: (N,) class indices.
+
+    Returns:
+        (..., N) losses, at most 87 (the smallest float32 is about 1e-38).
+    """
+    index = labels.expand(probabilities.shape[:-1]).unsqueeze(-1)
+    return -probabilities.gather(-1, index).squeeze(-1).clamp_min(1e-38).log()
+
+
+def score_by_correctness(predict: Predict, images: Tensor, labels: Tensor) -> Tensor:
+    """1 where the victim is right and 0 where it errs: the gap attack.
+
+    Its advantage (threshold 0.5) is the training accuracy minus the test accuracy, exactly.
+
+    Args:
+        predict: the victim as a black box; only its label is used.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes.
+
+    Source:
+        Yeom et al., Privacy risk in machine learning, CSF 2018, adversary 1 for bounded loss.
+    """
+    return (predict(images).argmax(-1) == labels).double()
+
+
+def score_by_loss(predict: Predict, images: Tensor, labels: Tensor) -> Tensor:
+    """Minus the victim's loss on each record: one threshold on it for all records.
+
+    Args:
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+        labels: (N,) their classes.
+
+    Source:
+        Yeom et al. 2018, adversary 2; Sablayrolles et al. 2019, MALT.
+    """
+    return -losses(predict(images), labels)
+
+
+def train_agnostic_attack(
+    probabilities: Tensor,
+    members: Tensor,
+    groups: Tensor | None = None,
+    *,
+    top: int = 3,
+    num_steps: int = 2000,
+    hidden: int = 64,
+    seed: int = 0,
+) -> training.Ensemble:
+    """Attack models for all classes at once, from the largest probabilities of an answer in order.
+
+    Args:
+        probabilities: (K, N, classes) answers of K shadow models, one is enough, to the N records
+            of their pool.
+        members: (K, N) whether the shadow was trained on the record; the attacker trained it.
+        groups: (G, k) shadows that each of G attack models learns from; by default one attack
+            model learns from all.
+        top: how many of the largest probabilities it looks at.
+        num_steps: about how many training steps, whatever the number of shadows; with few steps
+            the attack model only learns to threshold the largest probability.
+        hidden: width of the hidden layer.
+        seed: of initialization and order.
+
+    Returns:
+        An ensemble of G models, from (N, top) sorted probabilities to 2 logits.
+
+    Raises:
+        ValueError: there are fewer classes than `top`.
+
+    Source:
+        Salem et al., ML-Leaks, NDSS 2019, section IV (adversary 1).
+    """
+    num_records = probabilities.shape[1]
+    answers = sorted_answers(probabilities, top).flatten(0, 1)
+    shadows = torch.arange(len(probabilities))[None] if groups is None else torch.as_tensor(groups)
+    rows = shadows[..., None] * num_records + torch.arange(num_records)
+    steps_an_epoch = -(-rows[0].numel() // 256)
+    return training.fit_many(
+        lambda: models.mlp((top,), 2, (hidden,)),
+        answers,
+        members.flatten().long(),
+        rows.flatten(1),
+        num_epochs=max(1, num_steps // steps_an_epoch),
+        optimizer="adam",
+        lr=0.03,
+        batch_size=256,
+        seed=seed,
+        description="attack model",
+    )
+
+
+def sorted_answers(probabilities: Tensor, top: int = 3) -> Tensor:
+    """The largest probabilities of each answer in falling order: which classes no longer matters.
+
+    Args:
+        probabilities: (..., classes).
+        top: how many to keep.
+
+    Raises:
+        ValueError: there are fewer classes than `top`.
+    """
+    if probabilities.shape[-1] < top:
+        raise ValueError(f"an answer has {probabilities.shape[-1]} classes, fewer than top={top}")
+    return probabilities.topk(top, dim=-1).values
+
+
+def score_agnostic(attack_models: training.Ensemble, predict: Predict, images: Tensor) -> Tensor:
+    """The class-agnostic attack's probability that each record was in the training set.
+
+    Args:
+        attack_models: from `train_agnostic_attack`.
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on; their classes are not needed.
+
+    Returns:
+        (G, N) probabilities, a row an attack model.
+    """
+    top = attack_models.build()[1].in_features
+    return attack_models.probabilities(sorted_answers(predict(images), top))[..., 1]
+
+
+def score_by_confidence(predict: Predict, images: Tensor) -> Tensor:
+    """The victim's largest probability: no shadow, no label, no training.
+
+    Args:
+        predict: the victim as a black box.
+        images: (N, C, H, W) records to decide on.
+
+    Source:
+        Salem et al. 2019, section VI (adversary 3).
+    """
+    return predict(images).amax(-1)
+
+
+def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
+    """The threshold with the largest membership advantage on the attacker's own shadows.
+
+    Args:
+        scores: (...) the attack's scores of shadows, higher means member.
+        members: (...) who was in them.
+
+    Returns:
+        The threshold; scores above it count as members.
+    """
+    asked = scores.flatten().numpy()
+    false_positives, true_positives, thresholds = roc_curve(members.flatten().numpy(), asked)
+    best = (true_positives - false_positives)[1:].argmax() + 1  # the first one is infinite
+    number = asked.dtype.type  # roc_curve counts equality as member: the next smaller such number
+    return float(np.nextafter(number(thresholds[best]), number(-np.inf)))

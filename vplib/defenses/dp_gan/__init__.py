@@ -1,0 +1,1 @@
+"""Private generators, each with its noise where its paper puts it."""

@@ -1,0 +1,93 @@
+"""DP-MERF: noise once, on sums of random features; then train a generator as long as one likes."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vplib import experiment, seeding, threads
+from vplib.defenses.dp_gan import dpgan
+from vplib.defenses.dp_gan.dpgan import Generators
+
+
+def random_features(x: Tensor, frequencies: Tensor) -> Tensor:
+    """Random Fourier features of a Gaussian kernel; each vector has length one.
+
+    Args:
+        x: (..., pixels).
+        frequencies: (pixels, F) normal, divided by the kernel's length scale.
+
+    Returns:
+        (..., 2 F): inner products are kernel values, up to the randomness of the frequencies.
+
+    Source:
+        Rahimi and Recht, Random features for large-scale kernel machines, NeurIPS 2007.
+    """
+    angle = x @ frequencies
+    return torch.cat([angle.cos(), angle.sin()], -1) / math.sqrt(frequencies.shape[1])
+
+
+def train_dp_merf(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    sigmas: Sequence[float],
+    *,
+    num_features: int = 250,
+    length_scale: float | None = None,
+    num_steps: int = 300,
+    per_class: int = 10,
+    lr: float = 0.02,
+    num_latents: int = 16,
+    subsets: Tensor | None = None,
+    seed: int = 0,
+    description: str = "",
+) -> Generators:
+    """Generators whose mean features match the noised ones of the private images, class by class.
+
+    Args:
+        images: (N, C, H, W) private images in [0, 1].
+        labels: (N,) their classes.
+        num_classes: number of classes; their frequencies are taken as uniform.
+        sigmas: R noise multipliers, of one release: the sums change by at most 1 with one image.
+        num_features: frequencies.
+        length_scale: of the kernel; None: a quarter of the root of the number of pixels. Never the
+            private images' median distance, which would be a release of its own.
+        num_steps: of the generator; costs no privacy.
+        per_class: generated images of each class a step.
+        lr: learning rate of Adam.
+        num_latents: size of a latent vector.
+        subsets: (R, n) rows that each run trains on; None: all images.
+        seed: of everything random.
+        description: names the progress bar; empty for none.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Source:
+        Harder, Adamczewski and Park, DP-MERF, AISTATS 2021, equations 6 to 9. A neighbour has one
+        image more or less, so the sensitivity is 1, not the paper's 2 of an image replaced.
+    """
+    dpgan._check(images, labels, num_classes, sigmas, num_steps)
+    length_scale = length_scale or math.sqrt(images[0].numel()) / 4
+    sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
+    subsets = dpgan.own_rows(subsets, len(images), runs, images.device)
+    with seeding.seeded(seed), threads.one_thread(images):
+        frequencies = torch.randn(images[0].numel(), num_features).to(images) / length_scale
+        features = random_features(images.flatten(1), frequencies)
+        hot = dpgan.one_hot(labels, num_classes)
+        sums = torch.stack([hot[rows].T @ features[rows] for rows in subsets])
+        target = dpgan.release(sums, sigma) * num_classes / subsets.shape[1]
+        generators, stepper = dpgan.new_generators(images, num_classes, runs, num_latents, lr)
+        classes = torch.arange(num_classes, device=images.device)
+        wanted = classes.repeat_interleave(per_class).expand(runs, -1)
+        steps = range(num_steps)
+        for _ in experiment.progress(steps, description) if description else steps:
+            made = random_features(generators.draw(wanted), frequencies)
+            mean = made.unflatten(1, (num_classes, per_class)).mean(2)
+            stepper.zero_grad()
+            ((mean - target) ** 2).sum().backward()
+            stepper.step()
+        dpgan.check_finite(generators.state, lr)
+    return dpgan.frozen(generators)

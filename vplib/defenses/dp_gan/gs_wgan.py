@@ -1,0 +1,242 @@
+"""GS-WGAN: discriminators stay with the trainer; noise is on the gradient that images receive."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from opacus.accountants.analysis import rdp as renyi
+from scipy.optimize import brentq
+from scipy.special import logsumexp
+from scipy.stats import norm
+from torch import Tensor
+
+from vplib import experiment, seeding, threads
+from vplib.defenses.dp_gan import dpgan
+from vplib.defenses.dp_gan.dpgan import Generators, State
+
+ORDERS = np.array([1.25, 1.5, 1.75, *range(2, 33), 40, 48, 64, 96, 128])
+
+
+def one_of_many_epsilon(sigma: float, num_parts: int, num_releases: int, delta: float) -> float:
+    """The epsilon of releases that each look at one of many parts of the data, drawn in secret.
+
+    A record is in one part, and each release looks at that part with chance q = 1 / num_parts. Its
+    hockey-stick divergence at 1 + q (t - 1) is then at most q times the Gaussian's at t, in both
+    directions, and an integral over them gives the Renyi divergence, which adds up over releases.
+    (The bound for Poisson sampling is about something else: there, a neighbour without the record
+    releases no part of it at all; here, the part without the record answers in its place.)
+
+    Args:
+        sigma: standard deviation of the noise over the most that two parts can differ by.
+        num_parts: parts, of which one is drawn uniformly, for each release anew.
+        num_releases: how often.
+        delta: of the guarantee.
+
+    Source:
+        Balle, Barthe and Gaboardi, Privacy amplification by subsampling, NeurIPS 2018, theorem 2
+        (advanced joint convexity); Sason and Verdu, f-divergence inequalities, IEEE TIT 2016, for
+        the integral; Balle et al., AISTATS 2020, for the conversion, as Opacus has it.
+    """
+    if not sigma:
+        return math.inf
+    log_t = np.concatenate([np.linspace(0, 1, 2001), np.geomspace(1, 400, 2000)[1:]])
+    grown = log_t[1:] + np.log(-np.expm1(-log_t[1:]))  # log(t - 1), for any t
+    log_inner = np.append(0.0, np.logaddexp(0, grown + math.log(num_parts)))
+    above = norm.logcdf(0.5 / sigma - log_inner * sigma)
+    below = log_inner + norm.logcdf(-0.5 / sigma - log_inner * sigma)
+    gap = np.minimum(below - above, -1e-16)
+    log_h = above + np.log(-np.expm1(gap)) - math.log(num_parts)
+    rise = np.outer(ORDERS - 1, log_t)  # t^(a - 2) and t^(-a - 1), times t of d log t
+    terms = np.logaddexp(rise, -np.outer(ORDERS, log_t)) + log_h
+    width = np.log(np.diff(log_t))
+    steps = np.logaddexp(terms[:, 1:], terms[:, :-1]) - math.log(2) + width
+    total = logsumexp(steps, axis=1) + np.log(ORDERS * (ORDERS - 1))
+    spent = num_releases * np.logaddexp(0, total) / (ORDERS - 1)
+    with quiet():
+        return float(renyi.get_privacy_spent(orders=list(ORDERS), rdp=spent, delta=delta)[0])
+
+
+@contextmanager
+def quiet():
+    """Without Opacus' hint at other orders: a bound at the first or last one is a bound."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        yield
+
+
+def one_of_many_sigma(target: float, num_parts: int, num_releases: int, delta: float) -> float:
+    """The noise that keeps `one_of_many_epsilon` at a target."""
+
+    def excess(log_sigma: float) -> float:
+        return one_of_many_epsilon(math.exp(log_sigma), num_parts, num_releases, delta) - target
+
+    return math.exp(brentq(excess, math.log(0.05), math.log(1e4), xtol=1e-3)) * 1.001
+
+
+def train_gs_wgan(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    sigmas: Sequence[float],
+    *,
+    num_discriminators: int = 40,
+    num_steps: int = 150,
+    critic_steps: int = 2,
+    warm_up: int = 40,
+    clip: float = 1.0,
+    penalty: float = 10.0,
+    lr: float = 0.01,
+    generator_lr: float = 0.02,
+    hidden: Sequence[int] = (32,),
+    num_latents: int = 16,
+    batch_size: int = 32,
+    critic_batch: int = 8,
+    subsets: Tensor | None = None,
+    seed: int = 0,
+    description: str = "",
+) -> Generators:
+    """Generators that receive nothing but the noised gradients of their own images.
+
+    Args:
+        images: (N, C, H, W) private images in [0, 1].
+        labels: (N,) their classes.
+        num_classes: number of classes; generated ones are drawn uniformly.
+        sigmas: R noise multipliers: the noise's standard deviation is 2 * clip * sigma, as two
+            clipped gradients can be 2 * clip apart.
+        num_discriminators: each image belongs to one of them, by a draw of its own.
+        num_steps: steps of the generator; each releases `batch_size` gradients.
+        critic_steps: steps of all discriminators between two of the generator.
+        warm_up: their steps before the first one of the generator.
+        clip: largest norm of the gradient by an image; a Wasserstein critic's is about 1.
+        penalty: weight of the gradient penalty.
+        lr: learning rate of the discriminators.
+        generator_lr: learning rate of the generator.
+        hidden: widths of a discriminator's hidden layers.
+        num_latents: size of a latent vector.
+        batch_size: generated images a step.
+        critic_batch: real images a discriminator and step.
+        subsets: (R, n) rows that each run trains on; None: all images.
+        seed: of everything random.
+        description: names the progress bar; empty for none.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Source:
+        Chen, Orekondy and Fritz, GS-WGAN, NeurIPS 2020, algorithm 1. The authors' code sends a
+        whole batch to one discriminator and accounts for it as if each image had drawn its own;
+        here each image does.
+    """
+    dpgan._check(images, labels, num_classes, sigmas, num_steps)
+    if num_discriminators < 1 or not clip > 0:
+        raise ValueError(
+            f"num_discriminators {num_discriminators} and clip {clip} must be positive"
+        )
+    sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
+    private = dpgan.with_class(images.flatten(1), labels, num_classes)
+    with seeding.seeded(seed), threads.one_thread(images):
+        generators, stepper = dpgan.new_generators(
+            images, num_classes, runs, num_latents, generator_lr
+        )
+        parts = runs * num_discriminators
+        critics = dpgan.stack(private.shape[1], 1, hidden, parts, images.device)
+        update = dpgan.optimizer(list(critics.values()), lr, True)
+        subsets = dpgan.own_rows(subsets, len(images), runs, images.device)
+        rows, sizes = partition(subsets, num_discriminators)
+        steps = range(num_steps)
+        for step in experiment.progress(steps, description) if description else steps:
+            for _ in range(critic_steps + (warm_up if step == 0 else 0)):
+                some = draw_own(rows, sizes, critic_batch)
+                step_critics(critics, update, generators, private[some], sizes > 0, penalty)
+            classes = dpgan.random_labels(num_classes, runs, batch_size, images.device)
+            fake = generators.draw(classes)
+            chosen = torch.randint(num_discriminators, classes.shape).to(images.device)
+            slope = upstream(critics, fake.detach(), classes, num_classes, chosen, clip)
+            noised = dpgan.release(slope, 2 * clip * sigma)
+            stepper.zero_grad()
+            fake.backward(noised / batch_size)
+            stepper.step()
+        dpgan.check_finite(generators.state, generator_lr)
+    return dpgan.frozen(generators)
+
+
+def upstream(critics: State, fake, classes, num_classes: int, chosen, clip: float) -> Tensor:
+    """The clipped gradients that generated images receive, each from its own discriminator.
+
+    Args:
+        critics: R * K discriminators, stacked.
+        fake: (R, B, pixels) generated images.
+        classes: (R, B) their classes.
+        num_classes: number of classes.
+        chosen: (R, B) which of the K discriminators looks at each.
+        clip: largest norm.
+
+    Returns:
+        (R, B, pixels) gradients of minus the score.
+    """
+    runs, pixels = len(fake), fake.shape[-1]
+    many = len(next(iter(critics.values()))) // runs
+    index = (chosen + many * torch.arange(runs, device=chosen.device)[:, None]).flatten()
+    own = {name: value.detach()[index] for name, value in critics.items()}
+    x = dpgan.with_class(fake, classes, num_classes).flatten(0, 1).unsqueeze(1)
+    pairs, _ = dpgan.factors(own, x, lambda z: -torch.ones_like(z))
+    slope = (pairs[0][0] @ own["1.weight"])[:, 0, :pixels]
+    norm = slope.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return (slope * (clip / norm).clamp_max(1)).view(fake.shape)
+
+
+def step_critics(critics: State, update, generators, real, present, penalty: float) -> None:
+    """One step of every discriminator on its own real images and generated ones of their classes.
+
+    Args:
+        critics: R * K discriminators, stacked.
+        update: their optimizer.
+        generators: R generators.
+        real: (R, K, B, pixels + classes) private images with their classes.
+        present: (R, K) whether a discriminator has an image at all.
+        penalty: weight of the gradient penalty.
+
+    Source:
+        Gulrajani et al., Improved training of Wasserstein GANs, NeurIPS 2017, equation 3.
+    """
+    pixels = real.shape[-1] - generators.num_classes
+    classes = real[..., pixels:]
+    with torch.no_grad():
+        flat = classes.argmax(-1).flatten(1)
+        fake = torch.cat([generators.draw(flat).view(*real.shape[:-1], -1), classes], -1)
+    real, fake = real.flatten(0, 1), fake.flatten(0, 1)
+    mix = torch.rand(*real.shape[:2], 1).to(real)
+    between = (mix * real + (1 - mix) * fake).requires_grad_()
+    gap = dpgan.respond(critics, fake).mean(1) - dpgan.respond(critics, real).mean(1)
+    score = dpgan.respond(critics, between)
+    (slope,) = torch.autograd.grad(score.sum(), between, create_graph=True)
+    steep = ((slope[..., :pixels].norm(dim=-1) - 1) ** 2).mean(1)
+    update.zero_grad()
+    ((gap.squeeze(-1) + penalty * steep) * present.flatten()).sum().backward()
+    update.step()
+
+
+def partition(subsets: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
+    """Each record's part, drawn independently of all others, so that a neighbour moves nobody.
+
+    Args:
+        subsets: (R, n) rows of each run.
+        num_parts: K.
+
+    Returns:
+        (R, K, most) rows of each part, padded with some row, and (R, K) how many count.
+    """
+    part = torch.randint(num_parts, subsets.shape).to(subsets.device)
+    inside = part.unsqueeze(1) == torch.arange(num_parts, device=part.device)[:, None]
+    sizes = inside.sum(-1)
+    places = (~inside).int().argsort(dim=-1, stable=True)[..., : int(sizes.max())]
+    return subsets.gather(1, places.flatten(1)).view_as(places), sizes
+
+
+def draw_own(rows: Tensor, sizes: Tensor, num: int) -> Tensor:
+    """(R, K, num) rows of each part, drawn with replacement."""
+    place = torch.rand(*sizes.shape, num).to(sizes.device) * sizes.unsqueeze(-1)
+    return rows.gather(-1, place.long().clamp_max(rows.shape[-1] - 1))

@@ -1,0 +1,15 @@
+"""Training with differential privacy, and its audit."""
+
+from vplib.defenses.dp_sgd.audit import correct_guesses, lower_bound, run_with_canaries
+from vplib.defenses.dp_sgd.private_training import (
+    clipped_sums,
+    train_private,
+)
+
+__all__ = [
+    "clipped_sums",
+    "correct_guesses",
+    "lower_bound",
+    "run_with_canaries",
+    "train_private",
+]

@@ -1,0 +1,295 @@
+"""DP-SGD for many small models at once: per-example clipping, Gaussian noise, Poisson sampling.
+
+Opacus trains one model; an experiment needs dozens (shadows, repeats, a point for each epsilon), so
+their weights are stacked as in `vplib.nets.stacked`. `accounting` says what a run has spent.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+from vplib import experiment, seeding, threads
+from vplib.nets import stacked, training
+from vplib.privacy import accounting
+
+State = dict[str, Tensor]
+Sums = Callable[[State, Tensor, Tensor, Tensor, Tensor], tuple[State, Tensor]]
+
+
+class Private(NamedTuple):
+    """Models trained with DP-SGD and what each has spent.
+
+    Args:
+        models: the K models.
+        histories: of each model, phases (sigma, sample_rate, num_steps); for reshuffled batches
+            the sigma of each epoch.
+        sampling: "poisson" or "reshuffle".
+    """
+
+    models: training.Ensemble
+    histories: list[list]
+    sampling: str
+
+    def statement(
+        self, k: int, delta: float, accountant: str = "rdp", note: str = ""
+    ) -> accounting.Statement:
+        """The guarantee of the k-th model, by the accounting that fits how batches were drawn.
+
+        Args:
+            k: which model.
+            delta: of the guarantee.
+            accountant: for Poisson sampling; reshuffled batches have one of their own.
+            note: what is not accounted for, such as tuning.
+        """
+        if self.sampling == "reshuffle":
+            return replace(accounting.zcdp_reshuffled(self.histories[k], delta), note=note)
+        return accounting.state(self.histories[k], delta, accountant, note)
+
+
+def clipped_sums(net: nn.Module) -> Sums:
+    """Sums of clipped per-example gradients for K models like this one.
+
+    In an MLP the gradient of a linear layer is an outer product, so its norm and the clipped sum
+    need no per-example gradient in memory (ghost clipping); other models go through vmap, which on
+    a CPU is slower than Opacus one model after another (tests/benchmarks).
+
+    Args:
+        net: one such model.
+
+    Returns:
+        A function from the stacked state, inputs (K, B, ...), labels (K, B), weights (K, B), which
+        are 0 where a batch is padded, and clip norms (K,), to the sums by name and the (K, B)
+        unclipped norms.
+
+    Source:
+        Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1; Goodfellow,
+        arXiv:1510.01799 (norms); Li et al., ICLR 2022 (ghost clipping).
+    """
+    layers = list(net) if type(net) is nn.Sequential else []
+    if layers and all(isinstance(m, nn.Linear | nn.Flatten | nn.ReLU | nn.Tanh) for m in layers):
+        return lambda *arguments: _ghost_sums(layers, *arguments)
+    base = net.to("meta")
+
+    def loss(state, x, y):
+        return F.cross_entropy(functional_call(base, state, (x[None],)), y[None])
+
+    per_example = vmap(vmap(grad(loss), in_dims=(None, 0, 0)))
+
+    def sums(state, x, y, weights, clip):
+        found = per_example({name: value.detach() for name, value in state.items()}, x, y)
+        norms = sum(g.flatten(2).square().sum(2) for g in found.values()).sqrt()
+        factors = weights * _factors(norms, clip)
+        return {
+            name: torch.einsum("kb...,kb->k...", g, factors) for name, g in found.items()
+        }, norms
+
+    return sums
+
+
+def _ghost_sums(layers, state, x, y, weights, clip):
+    """The clipped sums of an MLP from layer inputs and the errors at layer outputs."""
+    inputs, outputs = {}, {}
+    with torch.enable_grad():
+        for i, layer in enumerate(layers):
+            if isinstance(layer, nn.Flatten):
+                x = x.flatten(2)
+            elif isinstance(layer, nn.Linear):
+                inputs[i] = x.detach()
+                weight, bias = state[f"{i}.weight"].detach(), state.get(f"{i}.bias")
+                x = x @ weight.transpose(1, 2) + (0 if bias is None else bias.detach()[:, None])
+                outputs[i] = x if x.requires_grad else x.requires_grad_()
+            else:
+                x = layer(x)
+        loss = F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum")
+        errors = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
+    squares = 0
+    for i, error in errors.items():
+        ones = 0 if f"{i}.bias" not in state else 1  # the bias is one more input that is always 1
+        squares = squares + error.square().sum(2) * (inputs[i].square().sum(2) + ones)
+    norms = squares.sqrt()
+    factors = (weights * _factors(norms, clip))[..., None]
+    found = {}
+    for i, error in errors.items():
+        error = error * factors
+        found[f"{i}.weight"] = error.transpose(1, 2) @ inputs[i]
+        found[f"{i}.bias"] = error.sum(1)
+    return {name: found[name] for name in state}, norms
+
+
+def _factors(norms: Tensor, clip: Tensor) -> Tensor:
+    return (clip[:, None] / norms.clamp_min(1e-12)).clamp(max=1)
+
+
+def train_private(
+    build: training.Build,
+    images: Tensor,
+    labels: Tensor,
+    subsets: Tensor,
+    *,
+    sigma: float | Tensor,
+    sample_rate: float | Tensor,
+    num_steps: int,
+    clip: float | Tensor = 1.0,
+    lr: float = 0.5,
+    momentum: float = 0.0,
+    optimizer: str = "sgd",
+    sampling: str = "poisson",
+    seed: int = 0,
+    description: str = "DP-SGD",
+) -> Private:
+    """Trains K models with DP-SGD, each on its own subset of one pool.
+
+    Each step sums clipped gradients, adds noise of standard deviation sigma * clip, and divides by
+    the *expected* batch size: the size of a Poisson batch is private as well. Model k depends on
+    `seed` and k alone.
+
+    Args:
+        build: makes one untrained model, without batch norm.
+        images: (N, ...) inputs of the pool.
+        labels: (N,) class indices.
+        subsets: (K, n) rows of the pool that each model sees.
+        sigma: noise multiplier: a number, (K, 1) one a model, (num_steps,) a schedule, or both
+            (K, num_steps). 0 trains without privacy.
+        sample_rate: probability of a record to be in a batch: a number or one a model, (K,).
+        num_steps: steps.
+        clip: norm that each example's gradient is clipped to: a number or one a model, (K,).
+        lr: learning rate.
+        momentum: of SGD.
+        optimizer: "sgd" or "adam".
+        sampling: "poisson", or "reshuffle": each epoch cuts a new order into batches of equal size.
+        seed: decides initializations, batches and noise.
+        description: names the progress bar.
+
+    Returns:
+        The models and their histories.
+
+    Raises:
+        ValueError: the model cannot be trained privately, or a setting cannot be.
+        FloatingPointError: a gradient is no longer finite.
+
+    Source:
+        Abadi et al. 2016, algorithm 1. Reshuffled batches: Yu et al., S&P 2019.
+    """
+    template = seeding.initialized(build, 0)
+    check_trainable(template)
+    subsets = torch.as_tensor(subsets).to(images.device)
+    num_models, num_records = subsets.shape
+    sigmas = torch.as_tensor(sigma, dtype=torch.float32).broadcast_to(num_models, num_steps)
+    rates = torch.as_tensor(sample_rate, dtype=torch.float64).broadcast_to(num_models)
+    clips = torch.as_tensor(clip, dtype=torch.float32).broadcast_to(num_models).to(images.device)
+    _check(sigmas, rates, clips, num_steps, lr, sampling)
+    sums, states = clipped_sums(template), []
+    bar = experiment.progress(range(num_models), description)
+    chunk = training.CHUNK.get(images.device.type, 16)
+    for some in torch.arange(num_models).split(chunk):
+        seeds = [seeding.derive(seed, int(k)) for k in some]
+        nets = [seeding.initialized(build, s).to(images.device) for s in seeds]
+        state = {n: v.detach().clone() for n, v in stack_module_state(nets)[0].items()}
+        update = stacked.updater(list(state.values()), optimizer, lr, momentum, 0.0)
+        draws = [torch.Generator().manual_seed(seeding.derive(s, "batches")) for s in seeds]
+        noise = [
+            torch.Generator(images.device).manual_seed(seeding.derive(s, "noise")) for s in seeds
+        ]
+        batches = (_poisson if sampling == "poisson" else _reshuffled)(
+            num_records, rates[some], num_steps, draws
+        )
+        expected = (rates[some] * num_records).to(images)
+        with threads.one_thread(images):
+            for step, (rows, weights) in enumerate(batches):
+                rows = subsets[some].gather(1, rows.to(images.device))
+                weights = weights.to(images)
+                total, _ = sums(state, images[rows], labels[rows], weights, clips[some])
+                spread = sigmas[some, step].to(images) * clips[some]
+                for value in total.values():
+                    shape = (len(some), *[1] * (value.ndim - 1))
+                    drawn = [
+                        torch.randn(value[0].shape, generator=g, device=g.device) for g in noise
+                    ]
+                    value += torch.stack(drawn) * spread.view(shape)
+                    value /= expected.view(shape)
+                update(list(total.values()))
+            training.check_finite(sum(value.sum() for value in total.values()), lr)
+        states.append(state)
+        bar.update(len(some))
+    bar.close()
+    whole = {name: torch.cat([s[name] for s in states]) for name in states[0]}
+    per_epoch = _batches_an_epoch(num_records, float(rates[0])) if sampling == "reshuffle" else 0
+    histories = [_history(sigmas[k], float(rates[k]), per_epoch) for k in range(num_models)]
+    return Private(training.Ensemble(build, whole, subsets), histories, sampling)
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuses a model whose examples see each other, before any training.
+
+    Args:
+        model: to be trained with DP-SGD.
+
+    Raises:
+        ValueError: it has batch norm or another layer that Opacus' validator refuses.
+    """
+    errors = ModuleValidator.validate(model, strict=False)
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise ValueError(
+            "batch norm has no per-example gradient: each output depends on the whole batch, so "
+            "clipping bounds nothing; use nn.GroupNorm, or opacus' ModuleValidator.fix(model)"
+        )
+    if errors:
+        raise ValueError(f"this model cannot be trained with DP-SGD: {errors[0]}")
+
+
+def _poisson(num_records, rates, num_steps, generators):
+    """Padded batches: each record by a coin of its own; weights are 0 for padding."""
+    for _ in range(num_steps):
+        coins = torch.stack([torch.rand(num_records, generator=g) for g in generators])
+        model, row = (coins < rates[:, None]).nonzero(as_tuple=True)
+        counts = torch.bincount(model, minlength=len(rates))
+        place = torch.arange(len(model)) - (counts.cumsum(0) - counts)[model]
+        rows = torch.zeros(len(rates), max(int(counts.max()), 1), dtype=torch.int64)
+        weights = torch.zeros(rows.shape)
+        rows[model, place], weights[model, place] = row, 1.0
+        yield rows, weights
+
+
+def _reshuffled(num_records, rates, num_steps, generators):
+    """Disjoint batches of equal size, a new order each epoch; what does not fill one waits."""
+    per_epoch = _batches_an_epoch(num_records, float(rates[0]))
+    size = num_records // per_epoch
+    for step in range(num_steps):
+        if step % per_epoch == 0:
+            order = torch.stack([torch.randperm(num_records, generator=g) for g in generators])
+        rows = order[:, step % per_epoch * size :][:, :size]
+        yield rows, torch.ones(rows.shape)
+
+
+def _batches_an_epoch(num_records: int, rate: float) -> int:
+    return min(max(int(1 / rate + 1e-9), 1), num_records)
+
+
+def _history(sigmas: Tensor, rate: float, per_epoch: int) -> list:
+    """Phases of equal noise; for reshuffled batches the least noise of each epoch."""
+    if per_epoch:
+        return [float(part.min()) for part in sigmas.split(per_epoch)]
+    values, counts = sigmas.unique_consecutive(return_counts=True)
+    pairs = zip(values.tolist(), counts.tolist(), strict=True)
+    return [(value, rate, count) for value, count in pairs]
+
+
+def _check(sigmas, rates, clips, num_steps, lr, sampling) -> None:
+    for rate in rates.tolist():
+        accounting.check_request(1.0, 1e-9, rate)
+    if not bool((sigmas >= 0).all()):
+        raise ValueError(f"sigma must not be negative, this one goes down to {sigmas.min()}")
+    if not bool((clips > 0).all()):
+        raise ValueError(f"the clip norm must be positive, not {clips.min()}")
+    if num_steps < 1 or not lr > 0:
+        raise ValueError(f"num_steps {num_steps} and lr {lr} must be positive")
+    if sampling not in ("poisson", "reshuffle"):
+        raise ValueError(f"unknown sampling {sampling!r}; known: poisson, reshuffle")
+    if sampling == "reshuffle" and len(rates.unique()) > 1:
+        raise ValueError("reshuffled batches have one size: give one sample rate for all models")

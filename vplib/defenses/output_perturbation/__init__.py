@@ -1,0 +1,17 @@
+"""Masks of what a model answers."""
+
+from vplib.defenses.output_perturbation.masks import (
+    MemGuard,
+    rounded,
+    temperature,
+    top_k,
+    train_classifier,
+)
+
+__all__ = [
+    "MemGuard",
+    "rounded",
+    "temperature",
+    "top_k",
+    "train_classifier",
+]

@@ -1,0 +1,413 @@
+"""Cloaks: small changes to photos that lead a face recognizer astray.
+
+Two threat models. *Poisoning* (Fawkes): the tracker trains on cloaked photos and must then fail on
+clean ones. *Evasion* (universal perturbations, overlays): the tracker trained on clean photos and
+must fail on the changed one. The protector sees extractors of their own and photos; never the
+tracker's network. Photos are files: a cloak is measured after rounding to 8 bits.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vplib.victims.recognition import Embed, identify
+
+Recognize = Callable[[Tensor], Tensor]
+
+WINDOW, SPREAD = 11, 1.5  # of the SSIM, in pixels, as in `metrics.ssim`
+
+
+def dssim(images: Tensor, references: Tensor) -> Tensor:
+    """The dissimilarity of each pair, (1 - SSIM) / 2: differentiable, and fast on small photos.
+
+    Equal to that of `metrics.ssim` (torchmetrics), whose 11x11 convolutions would take ten times
+    as long as the network: a Gaussian window is one matrix product a direction.
+
+    Args:
+        images: (N, C, H, W) in [0, 1], at least 11 pixels each way.
+        references: the same shape.
+
+    Returns:
+        (N,) from 0, equal, to 1.
+
+    Raises:
+        ValueError: the shapes differ, or the photos are smaller than the window.
+
+    Source:
+        Wang et al., Image quality assessment, IEEE TIP 2004, equation 13; (1 - SSIM) / 2 as in
+        Shan et al., Fawkes, USENIX Security 2020, section 5.
+    """
+    _check_photos(images)
+    if images.shape != references.shape:
+        raise ValueError(
+            f"photos {tuple(images.shape)} and references {tuple(references.shape)} must be alike"
+        )
+    down, right = (_windows(n, images.dtype, images.device) for n in images.shape[2:])
+    fields = (images, references, images * images, references * references, images * references)
+    mean, other, square, other_square, product = (down @ field @ right.T for field in fields)
+    spread, other_spread = square - mean * mean, other_square - other * other
+    light = (2 * mean * other + 1e-4) / (mean * mean + other * other + 1e-4)
+    structure = (2 * (product - mean * other) + 9e-4) / (spread + other_spread + 9e-4)
+    return (1 - (light * structure).mean((1, 2, 3))) / 2
+
+
+def choose_target(photos: Tensor, candidates: Tensor, names: Tensor, *, known: Tensor) -> int:
+    """The person whom the cloaks should imitate: the farthest from the user's photos.
+
+    Args:
+        photos: (n, dim) embeddings of the user's photos, by the protector's extractor.
+        candidates: (M, dim) embeddings of the candidates' photos.
+        names: (M,) who they are.
+        known: people whom the tracker may know; none may be a candidate, or the user would be
+            taken for somebody real.
+
+    Returns:
+        The name of the candidate whose mean embedding is farthest from the nearest photo.
+
+    Raises:
+        ValueError: a candidate is known to the tracker, or there is none.
+
+    Source:
+        Shan et al., Fawkes, USENIX Security 2020, section 4.2, step 1.
+    """
+    if not len(names) or len(names) != len(candidates):
+        raise ValueError(f"{len(candidates)} embeddings of candidates, but {len(names)} names")
+    both = set(names.tolist()) & set(torch.as_tensor(known).flatten().tolist())
+    if both:
+        raise ValueError(f"candidates {sorted(both)} are among the people the tracker knows")
+    everyone = names.unique()
+    centers = torch.stack([candidates[names == name].mean(0) for name in everyone])
+    nearest = torch.cdist(photos, centers).amin(0)
+    return int(everyone[nearest.argmax()])
+
+
+def cloak(
+    images: Tensor,
+    targets: Tensor | Sequence[Tensor],
+    extractors: Embed | Sequence[Embed],
+    *,
+    budget: float = 0.007,
+    num_steps: int = 40,
+    lr: float = 0.01,
+    seed: int = 0,
+) -> Tensor:
+    """Photos whose embedding moves to a target's, while they change by at most the budget.
+
+    All photos at once: Adam on each photo's change, with a penalty above the budget whose weight
+    each photo adjusts for itself, doubled above its budget and relaxed below. What is best of a
+    photo's steps is kept. Last, changes still too large are scaled back, after rounding.
+
+    Args:
+        images: (N, C, H, W) photos in [0, 1]; they are rounded to 8 bits first, as files are.
+        targets: (N, dim) embeddings to imitate, one a photo; a sequence of them, one an extractor.
+        extractors: the protector's network from photos to unit vectors, or several of them, whose
+            distances are averaged.
+        budget: the largest DSSIM to the photo; 0.007 in the paper.
+        num_steps: steps of Adam.
+        lr: its step, where 1 is from black to white.
+        seed: of the start, noise of half a gray level; the tracker must not know it.
+
+    Returns:
+        (N, C, H, W) cloaked photos on 8-bit levels, each within its budget.
+
+    Raises:
+        ValueError: the budget is not between 0 and 1, a setting or a shape cannot be.
+
+    Source:
+        Shan et al., Fawkes, USENIX Security 2020, equation 4. Unlike there, the target is one
+        embedding a photo and the penalty's weight is the photo's own.
+    """
+    _check_budget(budget)
+    _check_photos(images)
+    if num_steps < 1 or lr <= 0:
+        raise ValueError(f"num_steps must be 1 or more, lr above 0, not {num_steps} and {lr}")
+    extractors = [extractors] if callable(extractors) else list(extractors)
+    targets = [targets] if isinstance(targets, Tensor) else list(targets)
+    if len(targets) != len(extractors) or not extractors:
+        raise ValueError(f"{len(extractors)} extractors need as many targets, not {len(targets)}")
+    photos = to_levels(images)
+    with torch.no_grad():
+        for embed, target in zip(extractors, targets, strict=True):
+            made = tuple(embed(photos[:2]).shape[1:])
+            if target.shape != (len(photos), *made):
+                wanted = (len(photos), *made)
+                raise ValueError(f"targets must be {wanted}, not {tuple(target.shape)}")
+
+    def distances(x: Tensor) -> Tensor:
+        pairs = zip(extractors, targets, strict=True)
+        return torch.stack([(embed(x) - t).square().sum(-1) for embed, t in pairs]).mean(0)
+
+    change = ((_uniform(photos, seed) - 0.5) / 255).requires_grad_()
+    stepper = torch.optim.Adam([change], lr=lr)
+    weight = torch.ones(len(photos), device=photos.device)
+    best, found = torch.full_like(weight, torch.inf), torch.zeros_like(photos)
+    for _ in range(num_steps):
+        x = (photos + change).clamp(0, 1)
+        distance, over = distances(x), dssim(x, photos) / budget - 1
+        gradient = torch.autograd.grad((distance + weight * over.relu()).sum(), change)[0]
+        with torch.no_grad():
+            better = (distance < best) & (over <= 0.1)  # a little too much is scaled back below
+            best = torch.where(better, distance, best)
+            found = torch.where(better[:, None, None, None], change, found)
+            weight = torch.where(over > 0, 2 * weight, 0.8 * weight).clamp(0.01, 100)
+        change.grad = gradient
+        stepper.step()
+    return within_budget(photos, found, budget)
+
+
+@torch.no_grad()
+def within_budget(images: Tensor, changes: Tensor, budget: float, num_halvings: int = 12) -> Tensor:
+    """The photos with as much of their change, at most all of it, as the budget allows.
+
+    Args:
+        images: (N, C, H, W) photos in [0, 1]; they are rounded to 8 bits first.
+        changes: (N, C, H, W) to add. Random ones, large enough, make noise of equal DSSIM.
+        budget: the largest DSSIM, after rounding to 8 bits.
+        num_halvings: bisections of the share that is kept.
+
+    Returns:
+        (N, C, H, W) on 8-bit levels. No photo exceeds its budget: at worst it stays as it was.
+
+    Raises:
+        ValueError: the budget is not between 0 and 1, or the shapes cannot be.
+    """
+    _check_budget(budget)
+    photos, low = to_levels(images), torch.zeros(len(images), 1, 1, 1, device=images.device)
+    high, best = torch.ones_like(low), to_levels(images)
+    share = high  # the first try is all of it
+    for _ in range(num_halvings):
+        tried = to_levels(photos + share * changes)
+        fits = (dssim(tried, photos) <= budget * (1 - 1e-3))[:, None, None, None]  # float error
+        best = torch.where(fits, tried, best)
+        low, high = torch.where(fits, share, low), torch.where(fits, high, share)
+        share = (low + high) / 2
+    return best
+
+
+def nearest(gallery: Tensor, people: Tensor) -> Recognize:
+    """A tracker that compares with the nearest posted photo.
+
+    Args:
+        gallery: (G, dim) embeddings of what was posted, cloaked or not: all that a tracker sees.
+        people: (G,) the names on them.
+
+    Returns:
+        A function from (N, dim) embeddings to (N,) names.
+    """
+    return lambda probes: identify(gallery, people, probes)
+
+
+def linear_head(gallery: Tensor, people: Tensor, ridge: float = 0.1) -> Recognize:
+    """A tracker that fits a linear head on the embeddings, by least squares on one-hot names.
+
+    Args:
+        gallery: as in `nearest`.
+        people: as in `nearest`.
+        ridge: penalty on the weights.
+
+    Returns:
+        As `nearest`.
+    """
+    names, index = people.unique(return_inverse=True)
+    classes = F.one_hot(index).to(gallery)
+    gram = gallery.T @ gallery + ridge * torch.eye(gallery.shape[1]).to(gallery)
+    weights = torch.linalg.solve(gram, gallery.T @ classes)
+    return lambda probes: names[(probes @ weights).argmax(-1)]
+
+
+def universal_perturbation(
+    images: Tensor,
+    extractors: Embed | Sequence[Embed],
+    *,
+    size: float = 0.06,
+    num_steps: int = 60,
+    batch_size: int = 64,
+    lr: float = 0.01,
+    seed: int = 0,
+) -> Tensor:
+    """One change for all photos that turns each embedding away from where it was.
+
+    Args:
+        images: (N, C, H, W) photos to learn from, of anybody but the users.
+        extractors: the protector's networks; the change must turn all of them.
+        size: the largest change of a pixel, where 1 is from black to white.
+        num_steps: steps of Adam, each on a random batch.
+        batch_size: photos a step.
+        lr: its step.
+        seed: of start and batches.
+
+    Returns:
+        (C, H, W) to add to any photo.
+
+    Raises:
+        ValueError: the size is not between 0 and 1, or the photos cannot be.
+
+    Source:
+        Rajabi, Bobba, Rosulek, Wright and Feng, On the (im)practicality of adversarial
+        perturbation for image privacy, PoPETs 2021: universal ensemble perturbation. On
+        embeddings instead of their classifiers' labels.
+    """
+    _check_photos(images)
+    if not 0 < size <= 1:
+        raise ValueError(f"size must lie above 0 and at most at 1, not {size}")
+    extractors = [extractors] if callable(extractors) else list(extractors)
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        before = [embed(images) for embed in extractors]
+    change = (size * (2 * _uniform(images[:1], seed) - 1)).requires_grad_()
+    stepper = torch.optim.Adam([change], lr=lr)
+    for _ in range(num_steps):
+        rows = torch.from_numpy(rng.integers(0, len(images), min(batch_size, len(images))))
+        x = (images[rows] + change).clamp(0, 1)
+        pairs = zip(extractors, before, strict=True)
+        alike = sum((embed(x) * old[rows]).sum(-1).mean() for embed, old in pairs)
+        change.grad = torch.autograd.grad(alike, change)[0]
+        stepper.step()
+        with torch.no_grad():
+            change.clamp_(-size, size)
+    return change.detach()[0]
+
+
+def overlay(
+    images: Tensor, pool: Tensor, *, key: int, k: int = 2, cells: int = 4, opacity: float = 0.4
+) -> Tensor:
+    """Visible overlays, drawn from a secret key for each photo: k pictures with shuffled cells.
+
+    Args:
+        images: (N, C, H, W) photos in [0, 1].
+        pool: (P, C, H, W) public pictures to lay over.
+        key: the secret, which friends hold and the tracker does not.
+        k: pictures laid over one photo.
+        cells: an overlay is cut into cells x cells squares, which change places.
+        opacity: of the overlay; 1 would hide the photo.
+
+    Returns:
+        (N, C, H, W) in [0, 1].
+
+    Raises:
+        ValueError: the opacity, k or cells cannot be, or photos and pool differ in size.
+
+    Source:
+        Rajabi et al., as in `universal_perturbation`: k-randomized transparent image overlays.
+        Our reading of its abstract and figures: details of theirs may differ.
+    """
+    return (1 - opacity) * images + opacity * _overlays(images, pool, key, k, cells, opacity)
+
+
+def remove_overlay(
+    images: Tensor, pool: Tensor, *, key: int, k: int = 2, cells: int = 4, opacity: float = 0.4
+) -> Tensor:
+    """The photos as they were, for who holds the key: arguments as in `overlay`."""
+    laid = _overlays(images, pool, key, k, cells, opacity)
+    return ((images - opacity * laid) / (1 - opacity)).clamp(0, 1)
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """The photos on the 256 levels that a file has."""
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def to_png(images: Tensor) -> Tensor:
+    """The photos after they were written as PNG files and read again.
+
+    Args:
+        images: (N, C, H, W) in [0, 1], C is 1 or 3.
+
+    Returns:
+        The same shape, float32 on 8-bit levels.
+    """
+    return _through_file(images, "PNG")
+
+
+def to_jpeg(images: Tensor, quality: int = 90) -> Tensor:
+    """The photos after they were written as JPEG files and read again.
+
+    Args:
+        images: (N, C, H, W) in [0, 1], C is 1 or 3.
+        quality: 1 to 95, of Pillow's encoder.
+
+    Returns:
+        The same shape, float32 on 8-bit levels.
+
+    Raises:
+        ValueError: there is no such quality.
+    """
+    if not 1 <= quality <= 95:
+        raise ValueError(f"JPEG quality must lie between 1 and 95, not {quality}")
+    return _through_file(images, "JPEG", quality=quality)
+
+
+def encode(image: Tensor, form: str = "PNG", **settings) -> bytes:
+    """One photo (C, H, W) in [0, 1] as the bytes of a PNG or JPEG file."""
+    levels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(levels.squeeze(-1).contiguous().numpy()).save(buffer, format=form, **settings)
+    return buffer.getvalue()
+
+
+def _through_file(images: Tensor, form: str, **settings) -> Tensor:
+    read = [np.asarray(Image.open(io.BytesIO(encode(x, form, **settings)))) for x in images]
+    stacked = torch.from_numpy(np.stack(read)).to(images.device, torch.float32) / 255
+    return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
+
+
+def _overlays(images, pool, key, k, cells, opacity) -> Tensor:
+    """(N, C, H, W) means of k shuffled pictures a photo: all that the key decides."""
+    if not 0 <= opacity < 1:
+        raise ValueError(f"opacity must be 0 or more and below 1, not {opacity}")
+    if images.shape[1:] != pool.shape[1:]:
+        raise ValueError(f"photos {tuple(images.shape[1:])}, overlays {tuple(pool.shape[1:])}")
+    height, width = images.shape[2:]
+    if not 1 <= k <= len(pool) or cells < 1 or height % cells or width % cells:
+        raise ValueError(
+            f"need 1 to {len(pool)} overlays and cells that divide {height}x{width}, "
+            f"not k={k}, cells={cells}"
+        )
+    rng = np.random.default_rng(key)
+    chosen = np.stack([rng.permutation(len(pool))[:k] for _ in images])
+    places = np.stack([rng.permutation(cells * cells) for _ in range(chosen.size)])
+    cell = height // cells, width // cells
+    tiles = F.unfold(pool, cell, stride=cell)[torch.from_numpy(chosen.ravel()).to(pool.device)]
+    order = torch.from_numpy(places).to(pool.device)[:, None].expand_as(tiles)
+    laid = F.fold(tiles.gather(2, order), (height, width), cell, stride=cell)
+    return laid.view(len(images), k, *images.shape[1:]).mean(1)
+
+
+@lru_cache
+def _windows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(size, size): a row holds the Gaussian window at one position, mirrored at the border."""
+    distance = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    window = (-((distance / SPREAD) ** 2) / 2).exp()
+    rows = torch.zeros(size, size, dtype=torch.float64)
+    for i in range(size):
+        where = (torch.arange(WINDOW) + i - WINDOW // 2).abs()
+        where = torch.minimum(where, 2 * (size - 1) - where)
+        rows[i].index_add_(0, where, window / window.sum())
+    return rows.to(device, dtype)
+
+
+def _uniform(like: Tensor, seed: int) -> Tensor:
+    return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
+
+
+def _check_budget(budget: float) -> None:
+    if not 0 < budget <= 1:
+        raise ValueError(
+            f"the budget is a DSSIM: above 0, where nothing may change, and at most 1; not {budget}"
+        )
+
+
+def _check_photos(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise ValueError(f"photos must be (N, 1 or 3, H, W), not {tuple(images.shape)}")
+    if min(images.shape[2:]) < WINDOW:
+        raise ValueError(
+            f"photos of {images.shape[2]}x{images.shape[3]} pixels have no usable size: "
+            f"the window of the SSIM takes {WINDOW}"
+        )

@@ -1,0 +1,1 @@
+"""Networks: small models, many as one, their training."""

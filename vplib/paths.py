@@ -1,0 +1,47 @@
+"""Where the clone, the cache and the downloads lie; nothing depends on the working folder."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def repository_root() -> Path | None:
+    """The clone that this vplib is imported from, or None when it was installed from a wheel."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "notebooks").is_dir() and (root / "pyproject.toml").is_file() else None
+
+
+def cache_root() -> Path:
+    """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache.
+
+    A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is.
+
+    Raises:
+        ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone.
+    """
+    given, clone = os.environ.get("VPLIB_CACHE"), repository_root()
+    if not given:
+        return platformdirs.user_cache_path("vplib")
+    path = Path(given).expanduser()
+    if not path.is_absolute() and clone is None:
+        raise ValueError(f"VPLIB_CACHE={given} must be an absolute path outside a clone")
+    return path if path.is_absolute() else (clone / path).resolve()
+
+
+def data_root() -> Path:
+    """Where downloads lie: `VPLIB_DATA`, else data/ in a clone, else the user's cache.
+
+    A relative `VPLIB_DATA` is taken from the root of the clone, since notebooks run in several
+    working folders.
+
+    Raises:
+        ValueError: `VPLIB_DATA` is relative and vplib was not imported from a clone.
+    """
+    root = repository_root()
+    if given := os.environ.get("VPLIB_DATA"):
+        path = Path(given).expanduser()
+        if not path.is_absolute() and root is None:
+            raise ValueError(f"VPLIB_DATA={given} must be an absolute path outside a clone")
+        return path if path.is_absolute() else (root / path).resolve()
+    return root / "data" if root else cache_root() / "data"

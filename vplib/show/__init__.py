@@ -1,0 +1,1 @@
+"""Numbers, figures and controls for the reader."""

@@ -1,0 +1,1 @@
+"""Who is attacked: endpoints, federations, recognizers."""
