@@ -10,9 +10,11 @@ import functools
 import hashlib
 import os
 import re
+import sys
 import types
 import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -67,6 +69,32 @@ def fingerprint(*parts) -> str:
             digest.update(re.sub(" at 0x[0-9A-Fa-f]+", "", repr(part)).encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def kept(
+    parts: tuple | None, compute: Callable[[], dict[str, Tensor]], num_models: int = 1
+) -> dict[str, Tensor]:
+    """What `compute` returns: from the disk where equal parts led to it before, else computed now.
+
+    Args:
+        parts: everything that decides the result, for `fingerprint`: data, settings, seed, device,
+            and the code (a function counts with what it calls); torch's version is added here.
+            None computes anew and keeps nothing.
+        compute: makes the result, tensors by name; it is called only where there is none.
+        num_models: how many models that is, for `counts`.
+
+    Returns:
+        The tensors by name, detached and on the CPU, whether computed or read.
+    """
+    key = None if parts is None else fingerprint(torch.__version__, *parts)
+    state = key and read(key)
+    counts["reused" if state else "trained"] += num_models
+    if not state:
+        # A copy, since safetensors refuses tensors that share memory, as tied weights do.
+        state = {name: value.detach().cpu().clone() for name, value in compute().items()}
+        if key:
+            write(key, state)
+    return state
 
 
 def read(key: str) -> dict[str, Tensor] | None:
@@ -147,7 +175,10 @@ def _members(kind: type) -> dict:
 
 
 def _tell(template: str, *about) -> None:
-    """Warns in one line, once for each template."""
+    """Warns in one line, once for each template, at the line that called into vplib."""
     if template not in _told:
         _told.add(template)
-        warnings.warn(" ".join(template.format(*about).split()), stacklevel=4)
+        frame, level = sys._getframe(), 1
+        while frame.f_back and frame.f_globals.get("__name__", "").startswith("vplib."):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(" ".join(template.format(*about).split()), stacklevel=level)

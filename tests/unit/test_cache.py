@@ -135,6 +135,39 @@ def test_what_was_reused_can_be_trained_on():
     assert torch.equal(train().state["1.weight"], before)
 
 
+# Anything slow
+
+
+def test_what_is_kept_is_computed_once_and_read_after():
+    asked = []
+
+    def compute():
+        asked.append(1)
+        weights = torch.arange(6.0).view(2, 3).requires_grad_()
+        return {"weights": weights, "tied": weights, "turned": weights.t(), "count": torch.ones(())}
+
+    first, second = (cache.kept((compute.__name__, 0.5), compute, num_models=3) for _ in range(2))
+    assert len(asked) == 1 and cache.counts == {"reused": 3, "trained": 3}
+    for found in (first, second):
+        assert list(found["turned"].shape) == [3, 2] and found["turned"][2].tolist() == [2, 5]
+        assert torch.equal(found["tied"], torch.arange(6.0).view(2, 3)) and found["count"] == 1
+        assert not any(value.requires_grad for value in found.values())
+    assert cache.kept((compute.__name__, 0.25), compute).keys() == first.keys() and len(asked) == 2
+    assert cache.counts == {"reused": 3, "trained": 4} and len(whole_files()) == 2
+
+
+def test_nothing_is_kept_without_parts(place):
+    found = [cache.kept(None, lambda: {"a": torch.ones(2)})["a"].tolist() for _ in range(2)]
+    assert found == [[1, 1]] * 2 and cache.counts == {"reused": 0, "trained": 2}
+    assert not place.exists()
+
+
+def test_another_torch_computes_anew(monkeypatch):
+    cache.kept(("a",), lambda: {"a": torch.ones(1)})
+    monkeypatch.setattr(torch, "__version__", torch.__version__ + ".1")
+    assert cache.kept(("a",), lambda: {"a": torch.zeros(1)})["a"] == 0
+
+
 # What decides a model
 
 
