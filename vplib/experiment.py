@@ -139,6 +139,8 @@ def concurrently(calls: Mapping[str, Callable], device="cpu", description: str =
     """
     import torch
 
+    from vplib import threads
+
     total = torch.get_num_threads()
     workers = min(total, len(calls)) if torch.device(device).type == "cpu" else 1
     names = progress(calls, description) if description else calls
@@ -146,12 +148,13 @@ def concurrently(calls: Mapping[str, Callable], device="cpu", description: str =
         return {name: calls[name]() for name in names}
     share = max(1, total // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
-    try:
-        running = {name: pool.submit(call) for name, call in calls.items()}
-        return {name: running[name].result() for name in names}
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(total)  # the workers set it for threads to come
+    with threads.blas(share):
+        try:
+            running = {name: pool.submit(call) for name, call in calls.items()}
+            return {name: running[name].result() for name in names}
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(total)  # the workers set it for threads to come
 
 
 def versions() -> None:
