@@ -1,16 +1,19 @@
 """How many cores a computation takes: small ones take one."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 import threadpoolctl
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # the process of an encrypted server needs none of torch
+    from torch import Tensor
 
 
 @contextmanager
-def one_thread(images: Tensor | None = None) -> Iterator[None]:
+def one_thread(images: "Tensor | None" = None) -> Iterator[None]:
     """Small products run on one core inside, torch's and those of numpy's BLAS.
 
     A second one gains little on them, and where others want it too (thirty students on one
@@ -23,13 +26,16 @@ def one_thread(images: Tensor | None = None) -> Iterator[None]:
     if images is not None and (images.device.type != "cpu" or images[0].numel() >= 2048):
         yield
         return
-    before = torch.get_num_threads()
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
     with blas(1):
-        torch.set_num_threads(1)
         try:
+            if torch:
+                torch.set_num_threads(1)
             yield
         finally:
-            torch.set_num_threads(before)
+            if torch:
+                torch.set_num_threads(before)
 
 
 def blas(num_threads: int):
@@ -46,5 +52,5 @@ def blas(num_threads: int):
 
 @cache
 def _libraries() -> threadpoolctl.ThreadpoolController:
-    """The libraries with threads of their own; finding them takes 40 ms, setting them 0.2."""
+    """The libraries with threads of their own; finding them takes 40 ms, setting them under 0.2."""
     return threadpoolctl.ThreadpoolController()
