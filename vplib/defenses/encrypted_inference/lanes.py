@@ -251,7 +251,7 @@ class LaneClient(messages.Client):
         lanes = {}
         for message in answers:
             header, lane = messages.unpack_message(
-                self.session_key, message, "answer", nonce=self.nonce, **self.about()
+                self.session_key, message, "answer", **self.about(), nonce=self.nonce
             )
             part = _part(header, len(self.primes))
             degree = self.parameters.poly_modulus_degree
