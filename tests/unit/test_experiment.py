@@ -576,8 +576,8 @@ def test_progress_in_a_live_kernel_counts_the_short_calls_of_a_cell(kernel):
         (printed,) = (o["text"] for o in outputs if "text" in o)
         return len(bars), json.loads(printed)
 
-    assert count([10, 11.5, 12, 12.125, 14]) == (2, "[2, 0.5, 0, 0.2, 0]\n")
-    assert count([14.5, 15.5]) == (0, "[2, 1.0]\n")  # another cell
+    assert count([10, 11.5, 12, 12.125, 14]) == (2, [2, 0.5, 0, 0.2, 0])
+    assert count([14.5, 15.5]) == (0, [2, 1])  # another cell
 
 
 def claims_notebook(holds: str, printed: str) -> nbformat.NotebookNode:
