@@ -203,7 +203,7 @@ def draw_map(papers: Sequence[Paper], ax: Axes | None = None) -> Axes:
     ax.set(ylim=(y - 0.8, -0.7), xlabel="papers in this section of the survey")
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
-    ax.legend(loc="upper right", title=f"{len(papers)} papers")
+    ax.legend(loc="center right", title=f"{len(papers)} papers")
     return ax
 
 
