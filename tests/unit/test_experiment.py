@@ -179,21 +179,21 @@ def test_papers_are_the_rows_of_the_table():
     papers = survey.papers()
     assert [vars(p) for p in papers] == rows
     assert len(papers) == 136
-    assert {p.state for p in papers} <= {"planned", "works", "not reproduced"}
+    assert {p.state for p in papers} <= {"planned", "partly", "works", "not reproduced"}
     assert all(p.paper for p in papers)
 
 
 def test_papers_of_an_installed_wheel(monkeypatch, tmp_path):
     package = tmp_path / "vplib"
     package.mkdir()
-    header = "paper,survey_place,method,notebook,section,state\n"
-    row = 'Müller 2020,3.2,"a, b",attacks/x,1,planned\n'
+    header = "paper,survey_place,method,notebook,section,elsewhere,state\n"
+    row = 'Müller 2020,3.2,"a, b",attacks/x,1,"c, in attacks/y",planned\n'
     (package / "papers.csv").write_text(header + row, encoding="utf-8")
     for module in (paths, survey):
         monkeypatch.setattr(module, "__file__", str(package / "any.py"))
     assert paths.repository_root() is None
-    expected = survey.Paper("Müller 2020", "3.2", "a, b", "attacks/x", "1", "planned")
-    assert survey.papers() == [expected]
+    row = ("Müller 2020", "3.2", "a, b", "attacks/x", "1", "c, in attacks/y", "planned")
+    assert survey.papers() == [survey.Paper(*row)]
 
 
 # Front end and progress, outside a kernel
