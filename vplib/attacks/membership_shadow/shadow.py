@@ -170,7 +170,7 @@ def train_agnostic_attack(
     groups: Tensor | None = None,
     *,
     top: int = 3,
-    num_steps: int = 2000,
+    num_steps: int = 1000,
     hidden: int = 64,
     seed: int = 0,
 ) -> training.Ensemble:
