@@ -25,6 +25,7 @@ from vplib.datasets.face_shapes import (  # fmt: skip
     Layer,
     Params,
 )
+from vplib.datasets.imageset import is_whole
 
 BATCH = 128  # images at a time: shorter runs cost more calls, longer ones make windows wider
 PIXELS = 2**18  # of a band of them, in rows that a core's cache holds
@@ -213,12 +214,11 @@ def check_size(image_size: int, body: bool) -> None:
         ValueError: the size is no whole number from 32 (with the body 64) to 128.
     """
     low, high = (64 if body else 32), 128
-    whole = isinstance(image_size, int | np.integer) and not isinstance(image_size, bool)
-    if not (whole and low <= image_size <= high):
+    if not (is_whole(image_size, low) and image_size <= high):
         what = "head and shoulders" if body else "faces"
         raise ValueError(
             f"{what} are rendered at {low} to {high} pixels, not {image_size!r}; "
-            "resize the images for another size"
+            "resize the images with datasets.resize for another size"
         )
 
 

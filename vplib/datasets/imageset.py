@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+MAX_BYTES = 2 * 10**9  # more than this in one tensor wants a word from the caller
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -206,3 +208,27 @@ def balanced_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
         rows = rng.permutation(np.flatnonzero(labels == c))
         place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
     return torch.from_numpy(np.argsort(place, kind="stable"))
+
+
+def check_bytes(shape: tuple[int, int, int, int]) -> None:
+    """Refuses images that would take more than `MAX_BYTES` of memory, with the arithmetic.
+
+    Args:
+        shape: (N, C, H, W) of the float32 tensor to make.
+
+    Raises:
+        ValueError: it would be larger.
+    """
+    count, channels, height, width = shape
+    needed = 4 * count * channels * height * width
+    if needed > MAX_BYTES:
+        raise ValueError(
+            f"{count} images x {channels} x {height} x {width} x 4 bytes = "
+            f"{needed / 1e9:.1f} GB, more than {MAX_BYTES / 1e9:.1f} GB; pass a smaller "
+            "image_size or num_images"
+        )
+
+
+def is_whole(value, least: int = 0) -> bool:
+    """Whether this is a whole number, of Python or NumPy, from `least` on; True is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
