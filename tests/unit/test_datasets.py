@@ -271,7 +271,7 @@ def test_classes_that_are_not_there(digits, classes):
 
 
 def test_a_class_named_twice(digits):
-    message = re.escape("digits: each class can be taken once only, not [1, 1]")
+    message = re.escape("digits: classes must lie in 0..9, each once, not [1, 1]")
     with pytest.raises(ValueError, match=message):
         digits.with_classes([1, 1])
 

@@ -6,12 +6,6 @@ from vplib.datasets.loading import NAMES, DatasetUnavailable, check_name, load
 from vplib.datasets.transforms import resize
 
 __all__ = [
-    "NAMES",
-    "DatasetUnavailable",
-    "ImageSet",
-    "check_name",
-    "faces",
-    "load",
-    "resize",
+    "NAMES", "DatasetUnavailable", "ImageSet", "check_name", "faces", "load", "resize",
     "transforms",
-]
+]  # fmt: skip

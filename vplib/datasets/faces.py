@@ -342,10 +342,9 @@ def _check_fixed(fixed: dict) -> None:
         known = (*SESSION, *PHOTO, *SHARES, "expression")
         if name not in known:
             raise ValueError(f"photos have no {name!r} to fix; {experiment.nearest(name, known)}")
-        if name == "expression":
-            wanted, good = f"0, 1, 2 or one of {EXPRESSIONS}", value in (0, 1, 2, *EXPRESSIONS)
-        elif name in SHARES:
-            wanted, good = "0 or 1", value in (0, 1)
+        choices = (0, 1, 2, *EXPRESSIONS) if name == "expression" else (0, 1)
+        if name in ("expression", *SHARES):
+            wanted, good = f"one of {choices}", value in choices
         else:
             wanted = "a finite number"
             good = isinstance(value, int | float | np.number) and math.isfinite(value)

@@ -116,14 +116,7 @@ def load(
     ).to(device)
 
 
-def _choose_rows(
-    name: str,
-    labels: torch.Tensor,
-    split: str,
-    num_images: int | None,
-    seed: int,
-    own_split: bool = False,
-) -> torch.Tensor:
+def _choose_rows(name, labels, split, num_images, seed, own_split=False) -> torch.Tensor:
     rows = torch.arange(len(labels))
     if split != "all" and not own_split:  # with a split of its own, these are the part's already
         if len(labels) < 2:
