@@ -22,52 +22,55 @@ def groups(points: list[dict]) -> dict[str, list[dict]]:
     return found
 
 
-def summary(numbers: list[float]) -> tuple[str, ...]:
-    """Count, mean, standard error of the mean, and range, as texts."""
-    mean, error = f"{statistics.fmean(numbers):.4g}", "one point only"
-    if len(numbers) > 1:
-        error = f"{statistics.stdev(numbers) / len(numbers) ** 0.5:.2g}"
-    return str(len(numbers)), mean, error, f"{min(numbers):.4g} to {max(numbers):.4g}"
+def numbers(points: list[dict]) -> dict[str, list[float]]:
+    """The finite numbers of all points by name; the elements of a list have names of their own."""
+    found: dict[str, list[float]] = {}
+    for name, value in (pair for point in points for pair in point["measured"].items()):
+        for place, element in enumerate(value if isinstance(value, list) else [value], 1):
+            if isinstance(element, int | float):
+                label = f"{name} [{place}]" if isinstance(value, list) else name
+                found.setdefault(label, []).append(element)
+    return found
+
+
+def mean(values: list[float]) -> str:
+    """The mean, and with two values or more its standard error."""
+    if len(values) < 2:
+        return f"{values[0]:.4g}"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.fmean(values):.4g} ± {error:.2g}"
 
 
 def number_rows(points: list[dict]) -> list[tuple[str, ...]]:
-    """Each number in each group: name, group, and its `summary`."""
-    rows = []
-    for name in dict.fromkeys(name for point in points for name in point["numbers"]):
-        for label, members in groups(points).items():
-            if numbers := [p["numbers"][name] for p in members if name in p["numbers"]]:
-                rows.append((name, label, *summary(numbers)))
-    return rows
+    """Each number in each group: name, group, count, mean with standard error, range."""
+    rows, order = [], list(numbers(points))
+    for label, members in groups(points).items():
+        for name, values in numbers(members).items():
+            ends = f"{min(values):.4g} to {max(values):.4g}"
+            rows.append((name, label, str(len(values)), mean(values), ends))
+    return sorted(rows, key=lambda row: order.index(row[0]))
 
 
 def claim_rows(points: list[dict]) -> list[tuple[str, ...]]:
     """Each claim in each group: claim, group, paper, means, how often its control and it held."""
-    rows = []
-    for key in dict.fromkeys((r["of"], r["claim"]) for point in points for r in point["claims"]):
-        for label, members in groups(points).items():
-            said = [r for p in members for r in p["claims"] if (r["of"], r["claim"]) == key]
-            if not said:
-                continue
-            start, means = f"claim: {': '.join(key)}: ", []
-            for name, _, _, mean, error, _ in number_rows(members):
-                if name.startswith(start):
-                    spread = "" if error == "one point only" else f" ± {error}"
-                    means.append(f"{name.removeprefix(start)} {mean}{spread}")
-            controls = {True: "holds too", False: "does not hold", None: "none"}
-            rows.append(
-                (
-                    ": ".join(key) + " (headline)" * said[0]["headline"],
-                    label,
-                    said[0]["paper"],
-                    "; ".join(means),
-                    _counted([controls[r["control"]] for r in said]),
-                    _counted([r["outcome"] for r in said]),
-                )
-            )
-    return rows
+    rows, controls = {}, {True: "holds too", False: "does not hold", None: "none"}
+    for label, members in groups(points).items():
+        said, measured = {}, numbers(members)
+        for row in (row for point in members for row in point["claims"]):
+            said.setdefault(f"{row['of']}: {row['claim']}", []).append(row)
+        for claim, found in said.items():
+            columns = {n or "ours": f"claim: {claim}: {n or 'ours'}" for n in found[0]["ours"]}
+            means = [f"{n}: {mean(measured[c])}" for n, c in columns.items() if c in measured]
+            held = counted([controls[row["control"]] for row in found])
+            outcomes = counted([row["outcome"] for row in found])
+            title = claim + " (headline)" * found[0]["headline"]
+            cells = (title, label, found[0]["paper"], "; ".join(means), held, outcomes)
+            rows.setdefault(claim, []).append(cells)
+    return [row for of_claim in rows.values() for row in of_claim]
 
 
-def _counted(words):
+def counted(words: list[str]) -> str:
+    """How often each word stands there, the most frequent first."""
     return ", ".join(f"{word} in {n} of {len(words)}" for word, n in Counter(words).most_common())
 
 
@@ -82,30 +85,26 @@ def charts(points: list[dict]) -> list[dict]:
 
     from vplib.show import plots
 
-    for axis in points[0]["swept"]:
-        places = [point["parameters"][axis] for point in points]
-        if axis != "SEED" and {*map(type, places)} <= {int, float} and len({*places}) > 1:
+    lines, found = {}, []  # points by line and place on the axis
+    for axis in (name for name in points[0]["swept"] if name != "SEED"):
+        places = {point["parameters"][axis] for point in points}
+        if len(places) > 1 and {*map(type, places)} <= {int, float}:
             break
     else:
         return []
-    lines: dict[str, dict[float, list[dict]]] = {}  # the numbers at each place of each line
-    for point, place in zip(points, places, strict=True):
-        rest = [k for k in point["swept"] if k not in ("SEED", axis)]
-        line = ", ".join(f"{k}={point['parameters'][k]}" for k in rest)
-        lines.setdefault(line, {}).setdefault(place, []).append(point["numbers"])
-    repeats = {len(seeds) for line in lines.values() for seeds in line.values()}
-    if len(repeats) > 1 or len(lines) > MAX_LINES:
-        return []
-    found = []
-    for name in points[0]["numbers"]:
-        if len({point["numbers"].get(name) for point in points}) == 1:
-            continue
-        if any(name not in point["numbers"] for point in points):
+    for point in points:
+        line = [f"{k}={point['parameters'][k]}" for k in point["swept"] if k not in ("SEED", axis)]
+        at = lines.setdefault(", ".join(line), {})
+        at.setdefault(point["parameters"][axis], []).append(point)
+    repeats = {len(seeds) for at in lines.values() for seeds in at.values()}
+    drawn = numbers(points) if len(repeats) == 1 and len(lines) <= MAX_LINES else {}
+    for name, values in drawn.items():
+        if len(values) < len(points) or len(set(values)) == 1:
             continue
         figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
         for index, (line, at) in enumerate(lines.items()):
-            values = [[seed[name] for seed in at[x]] for x in sorted(at)]
-            plots.line_with_band(sorted(at), values, line, ax, index)
+            x = sorted(at)
+            plots.line_with_band(x, [numbers(at[place])[name] for place in x], line, ax, index)
         ax.set(xlabel=axis, ylabel=textwrap.fill(name.removeprefix("claim: "), 40))
         if len(lines) > 1:
             ax.legend()
@@ -113,7 +112,7 @@ def charts(points: list[dict]) -> list[dict]:
         figure.savefig(file, format="png", dpi=110)
         plt.close(figure)
         caption = f"{name} against {axis}: mean of {max(repeats)} points and two standard errors"
-        alt = f"{caption}; its numbers stand in the table of numbers"
+        alt = f"{caption}; its values stand in the table of numbers"
         png = base64.b64encode(file.getvalue()).decode()
         found.append({"png": png, "caption": caption, "alt": alt})
     return found

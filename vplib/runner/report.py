@@ -29,20 +29,21 @@ def read(path: Path):
         text = path.read_text(encoding="utf-8")
         notebook = nbformat.convert(nbformat.reader.reads(text), 4)
         nbformat.validate(notebook)
-    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    except nbformat.ValidationError as error:
-        raise _unreadable(path, error.message) from None
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        nbformat.ValidationError,
+    ) as e:
+        raise ValueError(f"{path} is not a readable notebook ({str(e)[:200]})") from None
     for part in (notebook, *notebook.cells):
         part.metadata.setdefault("papermill", {})
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])
     notebook.metadata.setdefault("vplib", {})
     return notebook
-
-
-def _unreadable(path, why):
-    return ValueError(f"{path} is not a readable notebook ({str(why)[:200]})")
 
 
 def write_beside(path: Path, content: bytes) -> None:
@@ -64,7 +65,7 @@ def literal(expression: str, otherwise):
 def parameters(notebook) -> dict:
     """The names and defaults that papermill finds in the cell tagged `parameters`.
 
-    None stands for what is no literal. Papermill reads no line with a second `=`, even in a comment.
+    None is for what is no literal. Papermill leaves out a line with a second `=`, in a comment too.
     """
     import nbformat
     import papermill
@@ -95,31 +96,20 @@ def claims(notebook) -> list[dict]:
     return list({(row["of"], row["claim"]): row for row in rows}.values())
 
 
-def records(notebook) -> dict:
-    """The recorded values by name; of a name recorded twice, the later value."""
-    return {found["name"]: found["value"] for found in emitted(notebook, "record")}
+def values(notebook) -> dict:
+    """What a run measured, by column of a sweep's table.
 
-
-def measured(claim: dict) -> dict:
-    """What a claim measured, by column of a sweep's table; of an interval, the value in it."""
-    return {
-        f"claim: {claim['of']}: {claim['claim']}: {name or 'ours'}": (
-            value[0] if isinstance(value, list) else value
-        )
-        for name, value in claim["ours"].items()
-    }
-
-
-def numbers(notebook) -> dict[str, float]:
-    """All finite numbers by name, recorded or of claims; each element of a list has a name."""
-    found = {}
-    for name, value in records(notebook).items():
-        single = not isinstance(value, list)
-        for i, element in enumerate([value] if single else value, 1):
-            found[name if single else f"{name} [{i}]"] = element
+    Recorded values (of a name recorded twice, the later one), each claim's outcome, and its
+    numbers; of an interval, the value in it.
+    """
+    found = {record["name"]: record["value"] for record in emitted(notebook, "record")}
     for claim in claims(notebook):
-        found |= measured(claim)
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+        column = f"claim: {claim['of']}: {claim['claim']}"
+        found[column] = claim["outcome"]
+        for name, value in claim["ours"].items():
+            single = value[0] if isinstance(value, list) else value
+            found[f"{column}: {name or 'ours'}"] = single
+    return found
 
 
 def failure(notebook) -> dict | None:
@@ -163,9 +153,8 @@ def swept(notebook) -> dict | None:
 
 
 def row(notebook) -> dict:
-    """One point of a sweep as a row of its table; lists as JSON, claims as outcome and numbers."""
-    about, papermill = swept(notebook), notebook.metadata.papermill
-    error = failure(notebook)
+    """One point of a sweep as a row of its table; lists as JSON."""
+    about, papermill, error = swept(notebook), notebook.metadata.papermill, failure(notebook)
     cells = {
         "notebook": about["notebook"],
         **papermill.get("parameters", {}),
@@ -174,10 +163,7 @@ def row(notebook) -> dict:
         "tries": about["tries"],
         "error": error["error"].splitlines()[0] if error else "",
     }
-    cells |= {f"record: {k}" if k in cells else k: v for k, v in records(notebook).items()}
-    for claim in claims(notebook):
-        cells[f"claim: {claim['of']}: {claim['claim']}"] = claim["outcome"]
-        cells |= measured(claim)
+    cells |= {f"record: {k}" if k in cells else k: v for k, v in values(notebook).items()}
     return {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
 
 
@@ -222,11 +208,10 @@ def brief(name: str, notebook, illustrated: bool) -> dict:
     described = re.search(r"!\[([^]]+)\]\([^)]*gallery/", notebook.cells[0].source)
     if pictures and pictures[0]["hero"] and described:
         pictures[0]["alt"] = described[1]
-    return {
+    thumb = [base64.b64encode(smaller(p["png"], THUMB)).decode() for p in pictures[:1]]
+    return (about or {"swept": [], "tries": 1}) | {
         "name": name,
         "title": notebook.metadata.vplib.get("title") or name,
-        "swept": about["swept"] if about else [],
-        "tries": about["tries"] if about else 1,
         "parameters": given,
         "label": " ".join(f"{k}={v}" for k, v in given.items()),
         "started": (papermill.get("start_time") or "")[:19].replace("T", " "),
@@ -235,11 +220,10 @@ def brief(name: str, notebook, illustrated: bool) -> dict:
         "error": failure(notebook),
         "claims": claims(notebook),
         "changed": [] if about else changed(notebook),
-        "records": records(notebook),
-        "numbers": numbers(notebook),
+        "measured": values(notebook),
         "versions": (emitted(notebook, "versions") or [{}])[-1],
         "figures": pictures,
-        "thumb": base64.b64encode(smaller(pictures[0]["png"], THUMB)).decode() if pictures else None,
+        "thumb": "".join(thumb),
     }
 
 

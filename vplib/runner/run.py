@@ -1,12 +1,8 @@
 """Finds notebooks, checks everything before any of them starts, and runs them with papermill."""
 
-import ast
 import atexit
-import base64
 import functools
 import importlib.metadata
-import importlib.util
-import io
 import json
 import logging
 import os
@@ -21,7 +17,7 @@ from vplib.experiment import nearest
 from vplib.paths import repository_root
 from vplib.runner import report
 
-MAX_PNG = 100_000  # bytes of a figure in the gallery
+GALLERY = 100_000  # bytes of a figure in the gallery
 
 
 def in_clone() -> dict[str, Path]:
@@ -33,20 +29,30 @@ def in_clone() -> dict[str, Path]:
     return {name: path for name, path in names.items() if "/." not in name}
 
 
+def about(path: Path) -> dict:
+    """What the metadata of a notebook says for vplib, by JSON alone: `vplib list` is quick.
+
+    Raises:
+        ValueError: the file is no notebook.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["metadata"].get("vplib", {})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a readable notebook ({error!r})") from None
+
+
 def find(wanted: tuple[str, ...], core: bool = False) -> dict[str, Path]:
     """The notebooks to run, by name.
 
     Args:
         wanted: paths, or names of notebooks of the clone.
-        core: also the start page and every notebook whose metadata says `core`.
+        core: also every notebook whose metadata says `core`.
 
     Raises:
         ValueError: a notebook is unknown, two have one name, or there is nothing to run.
     """
-    known, found = in_clone(), {}
-    for name, path in known.items() if core else ():
-        if name == "00_start_here" or report.read(path)["metadata"]["vplib"].get("core"):
-            found[name] = path
+    known = in_clone()
+    found = {name: path for name, path in known.items() if core and about(path).get("core")}
     for text in wanted:
         path = Path(text).resolve() if Path(text).is_file() else known.get(text)
         if path is None:
@@ -79,7 +85,7 @@ def check(found: dict[str, Path], given: dict[str, str], out: Path | None) -> tu
     for name, path in found.items():
         target = folder / f"{name}.ipynb"
         jobs.append((name, path, target, check_notebook(name, report.read(path), given)))
-        if target.exists() and not report.read(target)["metadata"]["papermill"]:
+        if target.exists() and not report.read(target).metadata.papermill:
             raise ValueError(f"{target} was not made by a run and stays; choose another --out")
     make_folders(folder, [target.parent for _, _, target, _ in jobs])
     return jobs, folder
@@ -99,7 +105,7 @@ def make_folders(folder: Path, inside: list[Path]) -> None:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose --out") from None
 
 
-def check_notebook(name: str, notebook: dict, given: dict[str, str]) -> dict:
+def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     """The parameters of one notebook as values, after a check that it can run here.
 
     Args:
@@ -110,27 +116,26 @@ def check_notebook(name: str, notebook: dict, given: dict[str, str]) -> dict:
     Raises:
         ValueError: a package is missing, or a parameter is unknown or of the wrong type.
     """
-    if not all(importlib.util.find_spec(needed) for needed in ("papermill", "ipykernel")):
-        raise ValueError('running notebooks needs papermill: pip install "vplib[lab]"')
-    for extra in notebook["metadata"]["vplib"].get("extras") or ():
+    for extra in notebook.metadata.vplib.get("extras") or ():
         if missing := missing_of(extra):
             raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
     try:
         return _check_parameters(notebook, given)
-    except (ValueError, SyntaxError) as error:
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _check_parameters(notebook: dict, given: dict[str, str]) -> dict:
-    defaults, profiles, values = report.parameters(notebook), _profiles(notebook), {}
+def _check_parameters(notebook, given):
+    defaults, values = report.parameters(notebook), {}
     for name, text in given.items():
         if name not in defaults:
             hint = nearest(name, defaults) if defaults else "it has none"
             raise ValueError(f"unknown parameter {name!r}; {hint}")
         values[name] = value = parse_value(name, text, defaults[name])
-        if name == "PROFILE" and profiles and value not in profiles:
-            raise ValueError(f"unknown profile {value!r}; {nearest(value, profiles)}")
-        if name == "DATASET":
+        known = profiles(notebook) if name == "PROFILE" else None
+        if known and value not in known:
+            raise ValueError(f"unknown profile {value!r}; {nearest(value, known)}")
+        if name == "DATASET" and value is not None:
             from vplib.datasets import check_name
 
             check_name(str(value))
@@ -138,6 +143,18 @@ def _check_parameters(notebook: dict, given: dict[str, str]) -> dict:
             if folder:  # the kernel may run in another working folder
                 values[name] = f"{kind}:{Path(folder).expanduser().resolve()}"
     return values
+
+
+def profiles(notebook) -> list[str]:
+    """The profiles that `experiment.profile(PROFILE, lab=dict(...), ...)` names; none without it.
+
+    The notebook refuses a wrong one itself; said here, nothing need start for that.
+    """
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        call = re.search(r"\bprofile\(\s*PROFILE,(.*)", cell.source, re.DOTALL)
+        if names := re.findall(r"(\w+)=dict\(", call[1] if call else ""):
+            return [*names, "rehearsal"]  # which is derived from them
+    return []
 
 
 def parse_value(name: str, text: str, default):
@@ -154,19 +171,6 @@ def parse_value(name: str, text: str, default):
             f"{name} must be of type {wanted.__name__}, like {default!r}; not {value!r}"
         )
     return value
-
-
-def _profiles(notebook: dict) -> list[str]:
-    """The keywords of `experiment.profile(PROFILE, lab=..., paper=...)`, if it is called."""
-    for cell in (c for c in notebook["cells"] if c["cell_type"] == "code"):
-        try:
-            nodes = list(ast.walk(ast.parse(cell["source"])))
-        except SyntaxError:  # a cell with %magics
-            continue
-        for call in (node for node in nodes if isinstance(node, ast.Call)):
-            if re.match(r"(\w+\.)?profile\(PROFILE, ", ast.unparse(call)):
-                return [keyword.arg for keyword in call.keywords if keyword.arg]
-    return []
 
 
 def missing_of(extra: str) -> str:
@@ -189,16 +193,21 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
     Returns:
         The exit status: 0 if every notebook ran and no claim failed, 130 after Ctrl-C, else 1.
     """
+    import nbformat
+
     ends, began = [], time.monotonic()
     for number, (name, source, target, parameters) in enumerate(jobs, 1):
         print(f"{name} ({number} of {len(jobs)}) is running", flush=True)
         notebook = execute(name, source, target, parameters)
-        report.write_beside(target, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
+        report.write_beside(target, nbformat.writes(notebook).encode())
         ends.append(_say(name, notebook))
         if ends[-1] == "interrupted":
             break
         if gallery and ends[-1] == "ran" and not report.changed(notebook):
-            _write_hero(notebook, gallery / f"{source.stem}.png")
+            for figure in report.figures(notebook)[:1]:
+                if figure["hero"]:
+                    png = report.smaller(figure["png"], GALLERY)
+                    report.write_beside(gallery / f"{source.stem}.png", png)
     good, seconds = ends.count("ran"), time.monotonic() - began
     print(f"{good} of {len(jobs)} notebooks ran and kept their claims, {seconds:.0f} s")
     print(report.write(folder), flush=True)
@@ -217,7 +226,7 @@ def _use_this_python() -> None:
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
 
 
-def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool = False) -> dict:
+def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool = False):
     """Runs one notebook; an error that no cell shows is put where it happened.
 
     Args:
@@ -252,26 +261,27 @@ def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool
     if error:
         put_error(notebook, type(error).__name__, str(error))
     elif not report.failure(notebook):  # papermill marks intended errors as well
-        cells = notebook["cells"]
-        notebook["cells"] = [c for c in cells if report.MARKER not in c["metadata"]["tags"]]
+        notebook.cells = [c for c in notebook.cells if report.MARKER not in c.metadata.tags]
     return notebook
 
 
-def put_error(notebook: dict, name: str, text: str) -> None:
+def put_error(notebook, name: str, text: str) -> None:
     """Shows an error in the cell that was running, or in the first one if none was."""
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    begun = [cell for cell in code if cell["metadata"]["papermill"].get("start_time")]
-    shown = {"ename": name, "evalue": text, "traceback": []}
+    from nbformat.v4 import new_output
+
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    begun = [cell for cell in code if cell.metadata.papermill.get("start_time")]
     for cell in begun[-1:] or code[:1]:
-        cell["outputs"].append({"output_type": "error", **shown})
-        cell["metadata"]["papermill"]["exception"] = True
+        cell.outputs.append(new_output("error", ename=name, evalue=text, traceback=[]))
+        cell.metadata.papermill["exception"] = True
 
 
-def _say(name: str, notebook: dict) -> str:
+def _say(name, notebook):
     """Prints claims, error and time, and returns the outcome."""
     for row in report.claims(notebook):
-        line = "  [{outcome}] {of}: {claim} | paper: {paper} | ours: {ours}"
-        print(line.format_map(row))
+        mark = " (headline)" * row["headline"] + " (no control)" * bool(row["no_control"])
+        line = f"  [{row['outcome']}] {row['of']}: {row['claim']}{mark}"
+        print(f"{line} | paper: {row['paper']} | ours: {row['shown']}")
     if failed := report.failure(notebook):
         lines, trace = failed["source"].splitlines(), failed["trace"].splitlines()
         lines = lines[:3] + ["..."] * (len(lines) > 3) + trace[-5:]
@@ -279,20 +289,6 @@ def _say(name: str, notebook: dict) -> str:
         print(f"  {failed['error']}")
     for found in report.emitted(notebook, "versions")[-1:]:
         print(f"  models: {found['models']}" if "models" in found else "  no models trained")
-    ended, seconds = report.outcome(notebook), notebook["metadata"]["papermill"].get("duration")
+    ended, seconds = report.outcome(notebook), notebook.metadata.papermill.get("duration")
     print(f"  {name}: {ended}, {seconds or 0:.1f} s", flush=True)
     return ended
-
-
-def _write_hero(notebook: dict, path: Path) -> None:
-    """Writes the figure of the cell tagged `hero`, in fewer colors and smaller until it fits."""
-    from PIL import Image
-
-    for figure in (figure for figure in report.figures(notebook) if figure["hero"]):
-        png = base64.b64decode(figure["png"])
-        image = Image.open(io.BytesIO(png)).convert("RGBA")
-        while len(png) > MAX_PNG:
-            file = io.BytesIO()
-            image.quantize(256).save(file, "PNG", optimize=True)
-            png, image = file.getvalue(), image.resize([max(1, s * 6 // 7) for s in image.size])
-        report.write_beside(path, png)

@@ -50,11 +50,13 @@ class Point:
         """The notebook and the parameters, as progress and log call the point."""
         return " ".join([self.name, *(f"{k}={v}" for k, v in self.parameters.items())])
 
-    def signed(self, executed: dict, tries: int = 1) -> str:
+    def signed(self, executed, tries: int = 1) -> str:
         """The executed notebook as text, with what tells a resumed sweep that it is this point."""
-        executed["metadata"]["vplib"]["sweep"] = self.about | {"tries": tries}
-        executed["metadata"]["papermill"]["parameters"] = self.parameters
-        return json.dumps(executed, indent=1, ensure_ascii=False)
+        import nbformat
+
+        executed.metadata.vplib["sweep"] = self.about | {"tries": tries}
+        executed.metadata.papermill["parameters"] = self.parameters
+        return nbformat.writes(executed)
 
     def outcome(self) -> str | None:
         """The outcome of the executed notebook, or None if there is none.
@@ -112,18 +114,17 @@ def plan(
     """
     if not importlib.util.find_spec("distributed"):
         raise ValueError('sweeps run on Dask: pip install "vplib[sweep]"')
+    if not grid:
+        raise ValueError("a sweep needs --grid NAME=a,b,c, for example --grid SEED=0,1,2")
     axes = {}
-    for text in grid:
-        name, equals, values = text.partition("=")
+    for name, equals, values in (text.partition("=") for text in grid):
         if not (name.isidentifier() and equals):
-            raise ValueError(f"--grid {text!r} is not NAME=a,b,c, for example SEED=0,1,2")
+            raise ValueError(f"--grid {name + equals + values!r} is not NAME=a,b,c, as SEED=0,1,2")
         if name in axes or name in given:
             raise ValueError(f"{name} is given twice; name it once, in --grid or in -p")
         axes[name] = split_values(values)
-    if not axes:
-        raise ValueError("a sweep needs --grid NAME=a,b,c, for example --grid SEED=0,1,2")
-    folder, points = (out or Path("runs", f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}")), []
-    folder = folder.absolute()
+    folder = (out or Path("runs", f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}")).absolute()
+    points = []
     for name, path in found.items():
         notebook = report.read(path)
         fixed, choices = run.check_notebook(name, notebook, given), []
@@ -132,12 +133,13 @@ def plan(
             if twice := [v for i, v in enumerate(values) if v in values[:i]]:
                 raise ValueError(f"--grid {axis} has {twice[0]!r} twice")
             choices.append(values)
-        code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         source = hashlib.sha256(json.dumps(code).encode()).hexdigest()
         about = {"notebook": name, "source": source, "swept": list(axes)}
+        order = list(report.parameters(notebook))
         for values in itertools.product(*choices):
             chosen = fixed | dict(zip(axes, values, strict=True))
-            parameters = {k: chosen[k] for k in report.parameters(notebook) if k in chosen}
+            parameters = {k: chosen[k] for k in sorted(chosen, key=order.index)}
             target = folder / name / f"{_file_name(parameters)}.ipynb"
             points.append(Point(name, path, target, parameters, about))
     return points, folder
@@ -224,26 +226,25 @@ class Sweep:
         Raises:
             OSError: there is still no space after `WAIT` seconds.
         """
-        until, waited = time.monotonic() + WAIT, False
-        while True:
+        for look in itertools.count():
             try:
                 return report.write_beside(path, content)
             except OSError as error:
-                path.with_name(f".{path.name}.part").unlink(missing_ok=True)
-                if time.monotonic() > until:
+                if look * PAUSE > WAIT:
                     raise
-                if not waited:
+                if not look:
                     self.say(
                         f"cannot write {path}: {error.strerror}. The sweep goes on by itself once "
                         f"there is space; it waits {WAIT / 60:.0f} minutes"
                     )
-                waited = True
                 time.sleep(PAUSE)
 
     def keep(self, point: Point, text: str, tries: int) -> dict:
         """Writes the executed notebook of a point, if its worker did not, and returns its row."""
-        notebook = json.loads(text) if text else report.read(point.target)
-        if text or tries > 1:
+        if text:
+            self.write(point.target, text.encode())
+        notebook = report.read(point.target)
+        if tries > 1:
             self.write(point.target, point.signed(notebook, tries).encode())
         self.rows[point.target] = row = report.row(notebook)
         return row
@@ -251,10 +252,11 @@ class Sweep:
     def write_table(self) -> Path:
         """Writes sweep.csv: one row a point, a column for whatever any of them has."""
         rows = [self.rows[path] for path in sorted(self.rows)]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        columns.sort(key=lambda name: name.startswith("claim: "))  # stable: these come last
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, columns, lineterminator="\n")
+        columns = sorted(  # stable: the claims come last
+            dict.fromkeys(name for row in rows for name in row),
+            key=lambda name: name.startswith("claim: "),
+        )
+        table = csv.DictWriter(text := io.StringIO(newline=""), columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         self.write(path := self.folder / "sweep.csv", text.getvalue().encode())
@@ -298,49 +300,48 @@ def sweep(
     except filelock.Timeout:
         print(f"another sweep works in {folder}; waiting until it ends (Ctrl-C stops)", flush=True)
         lock.acquire()
-    ended = []
     with lock:
-        study, began = Sweep(folder), time.monotonic()
+        study, began, interrupted = Sweep(folder), time.monotonic(), False
         todo = [point for point in points if point.outcome() not in DONE]
         study.say(f"{len(points)} points, {len(points) - len(todo)} done already, {len(todo)} left")
         try:
             if todo:
                 _compute(study, todo, address, workers)
         except KeyboardInterrupt:
-            ended.append("interrupted")
+            interrupted = True
             study = Sweep(folder)  # a worker may have put a point there since
             study.say(f"stopped; the same command with --out {folder} goes on from here")
-        rows = [study.rows.get(point.target) for point in points]
-        good = sum(bool(row) and row["outcome"] == "ran" for row in rows)
-        seconds = time.monotonic() - began
+        ends = [study.rows.get(point.target, {}).get("outcome") for point in points]
+        good, seconds = ends.count("ran"), time.monotonic() - began
         table = study.write_table()
         study.say(f"{good} of {len(points)} points ran and kept their claims, {seconds:.0f} s")
         print(table)
         print(report.write(folder) if study.rows else folder, flush=True)
-    return 130 if ended else int(good < len(points))
+    return 130 if interrupted else int(good < len(points))
 
 
-def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int | None) -> None:
+def _compute(study, todo, address, workers):
     """Submits the points to Dask and keeps each as it comes back."""
     import dask
     import distributed
 
-    files = {point.source: point.source.read_bytes() for point in todo}
     unique, token = secrets.token_hex(8), study.folder / ".sweep.id"
+    # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
+    rules = {
+        "distributed.scheduler.allowed-failures": TRIES - 1,
+        "distributed.scheduler.worker-saturation": 1.0,
+    }
     with contextlib.ExitStack() as stack:
         stack.callback(token.unlink, missing_ok=True)
         report.write_beside(token, unique.encode())
-        # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
-        rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
-        rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
         stack.enter_context(dask.config.set(rules))
         client = stack.enter_context(_client(address, workers, len(todo), stack))
         study.say(f"Dask's dashboard: {client.dashboard_link}")
-        futures = {}
-        for number, p in enumerate(todo):
-            key = f"point-{number}-{unique}"  # one prefix: Dask queues what is alike
-            given = (files[p.source], p, unique)
-            futures[client.submit(run_point, *given, key=key)] = p
+        sources = {point.source: point.source.read_bytes() for point in todo}
+        futures = {  # one prefix: Dask queues what is alike
+            client.submit(run_point, sources[p.source], p, unique, key=f"point-{i}-{unique}"): p
+            for i, p in enumerate(todo)
+        }
         stack.callback(lambda: client.cancel(list(futures)))
         came, began = distributed.as_completed(futures), time.monotonic()
         for number, future in enumerate(progress(came, "points", len(todo)), 1):
@@ -357,14 +358,14 @@ def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int 
             study.write_table()
             left = (time.monotonic() - began) / number * (len(todo) - number)
             lost = f", started {row['tries']} times: a worker was lost" if row["tries"] > 1 else ""
-            what = f": {row['error']}" if row["error"] else ""
             study.say(
-                f"[{number} of {len(todo)}] {point.label}: {row['outcome']}{what}{lost}, "
+                f"[{number} of {len(todo)}] {point.label}: {row['outcome']}"
+                f"{': ' * bool(row['error'])}{row['error']}{lost}, "
                 f"{row['seconds']} s; about {left / 60:.0f} min left"
             )
 
 
-def _client(address: str | None, workers: int | None, points: int, stack: contextlib.ExitStack):
+def _client(address, workers, points, stack):
     """A client of the scheduler at an address, or of a new cluster that the stack closes."""
     import dask.system
     import distributed
