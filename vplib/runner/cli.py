@@ -48,10 +48,7 @@ def list_notebooks():
     """Shows the notebooks: name, title, minutes, core or not, datasets."""
     rows = [("NOTEBOOK", "TITLE", "MINUTES", "CORE", "DATASETS")]
     for name, path in running.in_clone().items():
-        try:
-            about = running.about(path)
-        except ValueError:
-            about = {"title": "(unreadable)"}
+        about = running.about(path)
         title, minutes = about.get("title", ""), str(about.get("minutes", ""))
         sets = ", ".join(about.get("datasets") or ())
         rows.append((name, title, minutes, "core" if about.get("core") else "", sets))

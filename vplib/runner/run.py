@@ -30,15 +30,11 @@ def in_clone() -> dict[str, Path]:
 
 
 def about(path: Path) -> dict:
-    """What the metadata of a notebook says for vplib, by JSON alone: `vplib list` is quick.
-
-    Raises:
-        ValueError: the file is no notebook.
-    """
+    """What a notebook's metadata says for vplib, read without nbformat: `vplib list` is quick."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))["metadata"].get("vplib", {})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable notebook ({error!r})") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {"title": "(unreadable)"}
 
 
 def find(wanted: tuple[str, ...], core: bool = False) -> dict[str, Path]:

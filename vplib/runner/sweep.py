@@ -21,7 +21,6 @@ from pathlib import Path
 from vplib.experiment import progress
 from vplib.runner import report, run
 
-DONE = ("ran", "claim failed")  # outcomes that a resumed sweep does not repeat
 TRIES = 2  # of a point whose worker is lost
 WAIT, PAUSE = 600.0, 5.0  # seconds to wait for space on a full disk, and between two looks
 
@@ -58,18 +57,15 @@ class Point:
         executed.metadata.papermill["parameters"] = self.parameters
         return nbformat.writes(executed)
 
-    def outcome(self) -> str | None:
-        """The outcome of the executed notebook, or None if there is none.
+    def done(self) -> bool:
+        """Whether the executed notebook is there, and not of a run that stopped.
 
         Raises:
             ValueError: something else lies at its place.
         """
         if not self.target.exists():
-            return None
-        try:
-            notebook = report.read(self.target)
-        except ValueError as error:
-            raise ValueError(f"{error}; delete it, and the point runs again") from None
+            return False
+        notebook = report.read(self.target)
         about = report.swept(notebook)
         if about is None:
             raise ValueError(f"{self.target} was not made by a sweep and stays; choose --out")
@@ -78,7 +74,7 @@ class Point:
                 f"{self.name} has changed since {self.target} was made, and one study must not mix "
                 "two versions; choose another --out, or delete what the old one made"
             )
-        return report.outcome(notebook)
+        return report.outcome(notebook) in ("ran", "claim failed")
 
 
 def split_values(text: str) -> list[str]:
@@ -166,30 +162,28 @@ def run_point(source: bytes, point: Point, token: str) -> str:
         token: what `.sweep.id` in the sweep's folder holds.
 
     Returns:
-        The executed notebook as JSON, with its error if it failed; empty if it is in its place.
+        The executed notebook as JSON, with its error if it failed.
     """
     from distributed import get_worker
 
     study = point.target.parents[point.name.count("/") + 1]
-    if _sees(study, token) and point.outcome() in DONE:  # the worker was lost after it
-        return ""
+    if _sees(study, token) and point.done():  # the worker was lost after it
+        return point.target.read_text(encoding="utf-8")
     with contextlib.suppress(ValueError):  # not on a worker
         get_worker().log_event("vplib", get_worker().get_current_task())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a nanny sets it: one point, one core
     with tempfile.TemporaryDirectory(prefix="vplib-point-") as folder:
-        path = Path(folder, "source.ipynb")
+        path, target = Path(folder, "source.ipynb"), Path(folder, "out.ipynb")
         path.write_bytes(source)
-        target = Path(folder, "out.ipynb")
         executed = run.execute(point.name, path, target, point.parameters, quiet=True)
     text = point.signed(executed)
     with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
         if _sees(study, token):
             report.write_beside(point.target, text.encode())
-            return ""
     return text
 
 
-def _sees(folder: Path, token: str) -> bool:
+def _sees(folder, token):
     """Whether this machine has the folder of the sweep, and not just one of that name."""
     with contextlib.suppress(OSError):
         return (folder / ".sweep.id").read_text() == token
@@ -240,14 +234,13 @@ class Sweep:
                 time.sleep(PAUSE)
 
     def keep(self, point: Point, text: str, tries: int) -> dict:
-        """Writes the executed notebook of a point, if its worker did not, and returns its row."""
-        if text:
-            self.write(point.target, text.encode())
-        notebook = report.read(point.target)
-        if tries > 1:
-            self.write(point.target, point.signed(notebook, tries).encode())
-        self.rows[point.target] = row = report.row(notebook)
-        return row
+        """Writes the executed notebook of a point, and returns its row."""
+        import nbformat
+
+        notebook = nbformat.reads(text, 4)
+        self.write(point.target, point.signed(notebook, tries).encode())
+        self.rows[point.target] = report.row(notebook)
+        return self.rows[point.target]
 
     def write_table(self) -> Path:
         """Writes sweep.csv: one row a point, a column for whatever any of them has."""
@@ -265,10 +258,10 @@ class Sweep:
 
 def show(points: list[Point]) -> int:
     """Prints what a sweep would do, and does nothing. Returns the exit status."""
-    todo = [point for point in points if point.outcome() not in DONE]
-    for point in points:
-        print(f"{point.label}: {'to run' if point in todo else 'done'}")
-    print(f"{len(points)} points, {len(points) - len(todo)} done, {len(todo)} to run; nothing ran")
+    done = [point.done() for point in points]
+    for point, is_done in zip(points, done, strict=True):
+        print(f"{point.label}: {'done' if is_done else 'to run'}")
+    print(f"{len(done)} points, {sum(done)} done, {done.count(False)} to run; nothing ran")
     return 0
 
 
@@ -292,7 +285,7 @@ def sweep(
     import filelock
 
     for point in points:
-        point.outcome()  # refuse before anything is made
+        point.done()  # refuse before anything is made
     run.make_folders(folder, sorted({point.target.parent for point in points}))
     lock = filelock.FileLock(folder / ".sweep.lock")
     try:
@@ -302,7 +295,7 @@ def sweep(
         lock.acquire()
     with lock:
         study, began, interrupted = Sweep(folder), time.monotonic(), False
-        todo = [point for point in points if point.outcome() not in DONE]
+        todo = [point for point in points if not point.done()]
         study.say(f"{len(points)} points, {len(points) - len(todo)} done already, {len(todo)} left")
         try:
             if todo:
@@ -325,65 +318,65 @@ def _compute(study, todo, address, workers):
     import dask
     import distributed
 
-    unique, token = secrets.token_hex(8), study.folder / ".sweep.id"
     # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
-    rules = {
-        "distributed.scheduler.allowed-failures": TRIES - 1,
-        "distributed.scheduler.worker-saturation": 1.0,
-    }
-    with contextlib.ExitStack() as stack:
-        stack.callback(token.unlink, missing_ok=True)
+    rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
+    rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
+    unique, token, futures = secrets.token_hex(8), study.folder / ".sweep.id", {}
+    with dask.config.set(rules), _client(address, workers, len(todo)) as client:
         report.write_beside(token, unique.encode())
-        stack.enter_context(dask.config.set(rules))
-        client = stack.enter_context(_client(address, workers, len(todo), stack))
         study.say(f"Dask's dashboard: {client.dashboard_link}")
         sources = {point.source: point.source.read_bytes() for point in todo}
-        futures = {  # one prefix: Dask queues what is alike
-            client.submit(run_point, sources[p.source], p, unique, key=f"point-{i}-{unique}"): p
-            for i, p in enumerate(todo)
-        }
-        stack.callback(lambda: client.cancel(list(futures)))
+        for i, p in enumerate(todo):  # keys of one prefix: Dask queues what is alike
+            arguments = (sources[p.source], p, unique)
+            futures[client.submit(run_point, *arguments, key=f"point-{i}-{unique}")] = p
         came, began = distributed.as_completed(futures), time.monotonic()
-        for number, future in enumerate(progress(came, "points", len(todo)), 1):
-            point, error = futures.pop(future), future.exception()
-            starts = [message for _, message in client.get_events("vplib")].count(future.key)
-            if error:  # of Dask: what a notebook raises stands in the notebook
-                notebook = report.read(point.source)
-                why = " ".join(str(error).split())
-                if isinstance(error, distributed.KilledWorker):
-                    why = "each worker that ran this point died; was its memory spent? " + why
-                run.put_error(notebook, type(error).__name__, why)
-                text = point.signed(notebook)
-            row = study.keep(point, text if error else future.result(), starts)
-            study.write_table()
-            left = (time.monotonic() - began) / number * (len(todo) - number)
-            lost = f", started {row['tries']} times: a worker was lost" if row["tries"] > 1 else ""
-            study.say(
-                f"[{number} of {len(todo)}] {point.label}: {row['outcome']}"
-                f"{': ' * bool(row['error'])}{row['error']}{lost}, "
-                f"{row['seconds']} s; about {left / 60:.0f} min left"
-            )
+        try:
+            for number, future in enumerate(progress(came, "points", len(todo)), 1):
+                row = _keep(study, client, futures.pop(future), future)
+                left = (time.monotonic() - began) / number * (len(todo) - number)
+                study.say(f"[{number} of {len(todo)}] {row}; about {left / 60:.0f} min left")
+        finally:
+            client.cancel(list(futures))
+            token.unlink(missing_ok=True)
 
 
-def _client(address, workers, points, stack):
-    """A client of the scheduler at an address, or of a new cluster that the stack closes."""
+def _keep(study, client, point, future):
+    """Keeps a point that came back, and returns what the log says of it."""
+    from distributed import KilledWorker
+
+    tries = [message for _, message in client.get_events("vplib")].count(future.key)
+    if error := future.exception():  # of Dask: what a notebook raises stands in the notebook
+        notebook, why = report.read(point.source), " ".join(str(error).split())
+        if isinstance(error, KilledWorker):
+            why = "each worker that ran this point died; was its memory spent? " + why
+        run.put_error(notebook, type(error).__name__, why)
+    text = point.signed(notebook) if error else future.result()
+    row = study.keep(point, text, tries)
+    study.write_table()
+    what = f"{point.label}: {row['outcome']}" + (f": {row['error']}" if row["error"] else "")
+    if tries > 1:
+        what += f", started {tries} times: a worker was lost"
+    return f"{what}, {row['seconds']} s"
+
+
+def _client(address, workers, points):
+    """A client of the scheduler at an address, or of a new cluster of its own."""
     import dask.system
     import distributed
 
-    if address:
-        try:
-            return distributed.Client(address, timeout="10s")
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"no Dask scheduler answers at {address!r} ({error}); start one with `dask "
-                "scheduler` and give the address it prints, as tcp://HOST:8786"
-            ) from None
-    cluster = distributed.LocalCluster(
-        n_workers=min(workers or dask.system.CPU_COUNT, points),
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,  # a point's memory is its kernel's, which Dask does not see
-        silence_logs=logging.CRITICAL,
-    )
-    return distributed.Client(stack.enter_context(cluster))
+    if not address:
+        return distributed.Client(
+            n_workers=min(workers or dask.system.CPU_COUNT, points),
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,  # a point's memory is its kernel's, which Dask does not see
+            silence_logs=logging.CRITICAL,
+        )
+    try:
+        return distributed.Client(address, timeout="10s")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler` "
+            "and give the address it prints, as tcp://HOST:8786"
+        ) from None
