@@ -31,7 +31,8 @@ while pathlib.Path(PLACE, f"hold-{SEED}").exists():
     time.sleep(0.05)
 experiment.record("accuracy", SEED + RATE)
 claims = experiment.Claims("P 2020", data=DATASET, asserted_on=("digits",))
-claims.check("grows", paper="0.5", ours=f"{SEED + RATE:.2f}", holds=RATE < 1)
+ours = {"sum": SEED + RATE, "rate": RATE}
+claims.check("grows", paper="0.5", ours=ours, holds=RATE < 1, control=False)
 claims.show()"""
 
 
@@ -277,7 +278,7 @@ def test_a_point_is_not_repeated_when_its_worker_is_lost_after_it(place, monkeyp
     (point,) = planned(place, "SEED=1")
     finished(point)
     (place / "out" / ".sweep.id").write_text("of this sweep")
-    assert sweeping.run_point(b"", point, "of this sweep") == ""
+    assert sweeping.run_point(b"", point, "of this sweep") == point.target.read_text()
     with pytest.raises(pytest.fail.Exception, match="it ran"):
         sweeping.run_point(point.source.read_bytes(), point, "of another sweep")
 
@@ -294,6 +295,9 @@ def test_a_claim_or_a_cell_that_fails_is_kept_and_only_the_cell_runs_again(place
         assert outcomes == {0.5: "ran", 1: "claim failed", 2: "failed"}
         assert rows[2]["error"] == "AssertionError: line one"
         assert rows[1]["claim: P 2020: grows"] == "FAILS"
+        assert (
+            rows[1]["claim: P 2020: grows: sum"] == "1" and "claim: P 2020: grows: rate" in rows[1]
+        )
         assert f"{2 if again else 0} done already" in result.output
     assert sorted(starts(place).values()) == [1, 1, 2]
 
@@ -426,7 +430,7 @@ def finished(point, **about):
     notebook = report.read(point.source)
     notebook["metadata"]["papermill"] |= {"parameters": point.parameters, "duration": 2.0}
     notebook["metadata"]["vplib"]["sweep"] = point.about | {"tries": 1} | about
-    report.write_beside(point.target, json.dumps(notebook).encode())
+    report.write_beside(point.target, nbformat.writes(notebook).encode())
 
 
 def test_dry_run_shows_the_points_and_writes_nothing(place, monkeypatch):
@@ -460,14 +464,14 @@ def test_running_a_notebook_changes_no_version(place):
     notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="ran in between")]
     nbformat.write(notebook, point.source)
     (again,) = sweeping.plan({"one": point.source}, ("SEED=1",), {}, place / "out")[0]
-    assert again.outcome() == "ran"
+    assert again.done()
 
 
 def test_a_damaged_point_says_what_to_do(place):
     (point,) = planned(place, "SEED=1")
     report.write_beside(point.target, b"{")
-    with pytest.raises(ValueError, match="not a readable notebook.*delete it, and the point runs"):
-        point.outcome()
+    with pytest.raises(ValueError, match="not a readable notebook.*; repair or delete it"):
+        point.done()
 
 
 def test_never_writes_over_what_no_sweep_made(place):

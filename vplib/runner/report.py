@@ -29,15 +29,9 @@ def read(path: Path):
         text = path.read_text(encoding="utf-8")
         notebook = nbformat.convert(nbformat.reader.reads(text), 4)
         nbformat.validate(notebook)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        nbformat.ValidationError,
-    ) as e:
-        raise ValueError(f"{path} is not a readable notebook ({str(e)[:200]})") from None
+    except Exception as error:  # nbformat does not say which errors damage raises
+        why = f"{type(error).__name__}: {str(error)[:200]}; repair or delete it"
+        raise ValueError(f"{path} is not a readable notebook ({why})") from None
     for part in (notebook, *notebook.cells):
         part.metadata.setdefault("papermill", {})
     for cell in notebook.cells:
@@ -191,12 +185,14 @@ def smaller(png: str, limit: int) -> bytes:
     """
     from PIL import Image
 
-    content = base64.b64decode(png)
-    image = Image.open(io.BytesIO(content)).convert("RGBA")
+    content, image = base64.b64decode(png), None
     while len(content) > limit:
-        file = io.BytesIO()
-        image.quantize(256).save(file, "PNG", optimize=True)
-        content, image = file.getvalue(), image.resize([max(1, s * 6 // 7) for s in image.size])
+        if image is None:
+            image = Image.open(io.BytesIO(content)).convert("RGBA")
+        else:
+            image = image.resize([max(1, side * 6 // 7) for side in image.size])
+        image.quantize(256).save(file := io.BytesIO(), "PNG", optimize=True)
+        content = file.getvalue()
     return content
 
 
@@ -257,7 +253,7 @@ def write(folder: Path, output: Path | None = None) -> Path:
             study = (about := swept(notebook)) and (about["notebook"], *about["swept"])
             # Of a thousand points, the first has the pictures.
             book = brief(name, notebook, illustrated=not study or study not in studies)
-            page.render(books=[book])  # alone, to see whether it can be shown
+            page.render(books=[book], studies={})  # alone, to see whether it can be shown
             (studies.setdefault(study, []) if study else books).append(book)
         except Exception as error:  # whatever damage it has, the others are shown
             notes.append(f"{name}: {error}")
