@@ -25,12 +25,11 @@ def claim(value, holds=True, control=False, **changes):
     } | changes
 
 
-def point(seed, rate=0.5, kind="a", swept=("SEED", "RATE"), measured=None, **of_claim):
+def point(seed, rate=0.5, kind="a", swept=("SEED", "RATE"), measured=None):
     auc = seed * rate
     return {
         "parameters": {"SEED": seed, "RATE": rate, "KIND": kind},
         "swept": list(swept),
-        "claims": [claim(auc, **of_claim)],
         "measured": measured
         or {
             "accuracy": 2 * auc,
@@ -47,47 +46,11 @@ def test_points_are_grouped_by_what_is_not_the_seed():
     assert list(averages.groups([point(0, swept=["SEED"])])) == ["all points"]
 
 
-def test_claims_of_a_group():
-    points = [point(s, 1.0, holds=s < 3, control=s == 2) for s in (1, 2, 3)]
-    # AUC 1, 2, 3: standard deviation 1, divided by the root of 3
-    assert averages.claim_rows(points) == [
-        (
-            "P <1>: grows (headline)",
-            "RATE=1.0",
-            "0.5",
-            "AUC: 2 ± 0.58; floor: 0.5 ± 0",
-            "does not hold in 2 of 3, holds too in 1 of 3",
-            "holds in 1 of 3, no test in 1 of 3, FAILS in 1 of 3",
-        )
-    ]
-
-
-def test_a_claim_without_a_control_and_one_without_a_finite_number():
-    (row,) = averages.claim_rows([point(1, measured={"x": 1}, control=None)])
-    assert row[3:] == ("", "none in 1 of 1", "holds in 1 of 1")
-
-
-def test_claims_of_one_name_stand_together_and_keep_their_order():
-    points = [point(0, rate) for rate in (0.1, 0.5)]
-    for p in points:
-        p["claims"].append(claim(1, claim="another"))
-    found = [row[:2] for row in averages.claim_rows(points)]
-    assert found == [
-        ("P <1>: grows (headline)", "RATE=0.1"),
-        ("P <1>: grows (headline)", "RATE=0.5"),
-        ("P <1>: another (headline)", "RATE=0.1"),
-        ("P <1>: another (headline)", "RATE=0.5"),
-    ]
-
-
-def test_numbers_by_hand():
-    points = [point(s, 1.0) for s in (1, 2, 3)]
-    assert averages.number_rows(points) == [
-        ("accuracy", "RATE=1.0", "3", "4 ± 1.2", "2 to 6"),
-        ("claim: P <1>: grows: AUC", "RATE=1.0", "3", "2 ± 0.58", "1 to 3"),
-        ("claim: P <1>: grows: floor", "RATE=1.0", "3", "0.5 ± 0", "0.5 to 0.5"),
-    ]
-    assert averages.number_rows([point(2, 1.0)])[0][2:] == ("1", "4", "4 to 4")
+def test_means_by_hand():
+    # standard deviation 1, divided by the root of 3
+    assert averages.mean([1, 2, 3]) == "2 ± 0.58"
+    assert averages.mean([0.5, 0.5]) == "0.5 ± 0"
+    assert averages.mean([2]) == "2"
 
 
 def test_lists_are_taken_apart_and_texts_left_out():
@@ -106,8 +69,8 @@ def test_charts_need_a_swept_number_and_every_point():
     points = [point(s, r) for s in (0, 1) for r in (0.1, 0.5)]
     captions = [chart["caption"] for chart in averages.charts(points)]
     assert captions == [  # and none of the floor, which is the same everywhere
-        "accuracy against RATE: mean of 2 points and two standard errors",
-        "claim: P <1>: grows: AUC against RATE: mean of 2 points and two standard errors",
+        "accuracy against RATE: mean of 2 points, two standard errors",
+        "claim: P <1>: grows: AUC against RATE: mean of 2 points, two standard errors",
     ]
     assert averages.charts([p | {"measured": {"accuracy": 1}} for p in points]) == []
     lacking = points[:-1] + [points[-1] | {"measured": {"accuracy": 1}}]
@@ -118,10 +81,10 @@ def test_charts_need_a_swept_number_and_every_point():
 # --- the page -------------------------------------------------------------------------------------
 
 
-def executed(path, seed, rate, **about):
+def executed(path, seed, rate, claims=None, **about):
     """A point of a sweep as a worker leaves it, made without a kernel."""
     payloads = [{"record": {"name": "accuracy", "value": 2 * seed * rate}}]
-    payloads += [{"claims": [claim(seed * rate)]}]
+    payloads += [{"claims": list(claims or [claim(seed * rate)])}]
     outputs = [new_output("display_data", {report.MIME: payload}) for payload in payloads]
     source = "SEED = 0\nRATE = 0.5"
     cells = [new_code_cell(source, metadata={"tags": ["parameters"]})]
@@ -143,7 +106,7 @@ def test_the_page_of_a_sweep(tmp_path):
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     text = " ".join(text.split())
     assert "one, 6 points over SEED, RATE: 6 ran. 2.0 to 4.0 s a point, 18 s in all." in text
-    last = "does not hold in 3 of 3 holds in 3 of 3"
+    last = "holds too in 0 3 holds"
     assert f"P <1>: grows (headline) RATE=0.1 0.5 AUC: 0.1 ± 0.058; floor: 0.5 ± 0 {last}" in text
     assert f"P <1>: grows (headline) RATE=0.5 0.5 AUC: 0.5 ± 0.29; floor: 0.5 ± 0 {last}" in text
     assert "accuracy RATE=0.5 3 1 ± 0.58 0 to 2" in text
@@ -162,3 +125,24 @@ def test_the_hero_takes_its_description_from_the_notebook(tmp_path):
     nbformat.write(notebook, tmp_path / "one.ipynb")
     page = report.write(tmp_path).read_text()
     assert 'alt="Bars, in four groups"' in page and page.count("aGVybw==") == 2
+
+
+def test_the_claims_of_a_sweep(tmp_path):
+    for seed in (1, 2, 3):
+        said = claim(seed, holds=seed < 3, control=seed == 2), claim("nan", claim="other")
+        said[1].update(headline=False, control=None, no_control="why not")
+        executed(tmp_path / f"{seed}.ipynb", seed, 1.0, claims=said)
+    page = html.unescape(re.sub(r"<[^>]+>", "|", report.write(tmp_path).read_text("utf-8")))
+    rows = [[cell for cell in line.split("|") if cell.strip()] for line in page.splitlines()]
+    rows = [cell for row in rows for cell in row]
+    first, other = rows.index("P <1>: grows (headline)"), rows.index("P <1>: other")
+    assert rows[first + 1 : first + 6] == [
+        "RATE=1.0", "0.5", "AUC: 2 ± 0.58; floor: 0.5 ± 0", "holds too in 1",
+        "1 FAILS, 1 holds, 1 no test",
+    ]  # fmt: skip
+    # nan is no number to average
+    assert rows[other + 1 : other + 6] == [
+        "RATE=1.0", "0.5", "floor: 0.5 ± 0", "none: why not", "3 holds",
+    ]  # fmt: skip
+    at = rows.index("claim: P <1>: grows: AUC")
+    assert rows[at + 1 : at + 5] == ["RATE=1.0", "3", "2 ± 0.58", "1 to 3"]

@@ -281,7 +281,9 @@ def test_reads_parameters_from_the_tagged_cell_only(tmp_path):
         "FAST": False,
         "LIMIT": None,
     }
-    assert run.profiles(notebook) == ["lab", "paper", "rehearsal"]
+    assert run.check_notebook("tiny", notebook, {"PROFILE": "rehearsal"}) == {
+        "PROFILE": "rehearsal"
+    }
 
 
 def test_makes_a_relative_folder_of_images_absolute(tmp_path, monkeypatch):

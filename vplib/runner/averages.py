@@ -4,7 +4,6 @@ import base64
 import io
 import statistics
 import textwrap
-from collections import Counter
 
 MAX_LINES = 7  # in one chart: as many as there are colors
 
@@ -41,39 +40,6 @@ def mean(values: list[float]) -> str:
     return f"{statistics.fmean(values):.4g} ± {error:.2g}"
 
 
-def number_rows(points: list[dict]) -> list[tuple[str, ...]]:
-    """Each number in each group: name, group, count, mean with standard error, range."""
-    rows, order = [], list(numbers(points))
-    for label, members in groups(points).items():
-        for name, values in numbers(members).items():
-            ends = f"{min(values):.4g} to {max(values):.4g}"
-            rows.append((name, label, str(len(values)), mean(values), ends))
-    return sorted(rows, key=lambda row: order.index(row[0]))
-
-
-def claim_rows(points: list[dict]) -> list[tuple[str, ...]]:
-    """Each claim in each group: claim, group, paper, means, how often its control and it held."""
-    rows, controls = {}, {True: "holds too", False: "does not hold", None: "none"}
-    for label, members in groups(points).items():
-        said, measured = {}, numbers(members)
-        for row in (row for point in members for row in point["claims"]):
-            said.setdefault(f"{row['of']}: {row['claim']}", []).append(row)
-        for claim, found in said.items():
-            columns = {n or "ours": f"claim: {claim}: {n or 'ours'}" for n in found[0]["ours"]}
-            means = [f"{n}: {mean(measured[c])}" for n, c in columns.items() if c in measured]
-            held = counted([controls[row["control"]] for row in found])
-            outcomes = counted([row["outcome"] for row in found])
-            title = claim + " (headline)" * found[0]["headline"]
-            cells = (title, label, found[0]["paper"], "; ".join(means), held, outcomes)
-            rows.setdefault(claim, []).append(cells)
-    return [row for of_claim in rows.values() for row in of_claim]
-
-
-def counted(words: list[str]) -> str:
-    """How often each word stands there, the most frequent first."""
-    return ", ".join(f"{word} in {n} of {len(words)}" for word, n in Counter(words).most_common())
-
-
 def charts(points: list[dict]) -> list[dict]:
     """Each number against the first swept parameter that is one, with bands over the seeds.
 
@@ -85,17 +51,14 @@ def charts(points: list[dict]) -> list[dict]:
 
     from vplib.show import plots
 
+    swept = [name for name in points[0]["swept"] if name != "SEED"]
+    places = {name: {point["parameters"][name] for point in points} for name in swept}
+    numeric = [k for k, v in places.items() if len(v) > 1 and {*map(type, v)} <= {int, float}]
     lines, found = {}, []  # points by line and place on the axis
-    for axis in (name for name in points[0]["swept"] if name != "SEED"):
-        places = {point["parameters"][axis] for point in points}
-        if len(places) > 1 and {*map(type, places)} <= {int, float}:
-            break
-    else:
-        return []
-    for point in points:
-        line = [f"{k}={point['parameters'][k]}" for k in point["swept"] if k not in ("SEED", axis)]
-        at = lines.setdefault(", ".join(line), {})
-        at.setdefault(point["parameters"][axis], []).append(point)
+    for point in points if numeric else ():
+        line = ", ".join(f"{k}={point['parameters'][k]}" for k in swept if k != numeric[0])
+        at = lines.setdefault(line, {})
+        at.setdefault(point["parameters"][numeric[0]], []).append(point)
     repeats = {len(seeds) for at in lines.values() for seeds in at.values()}
     drawn = numbers(points) if len(repeats) == 1 and len(lines) <= MAX_LINES else {}
     for name, values in drawn.items():
@@ -105,13 +68,13 @@ def charts(points: list[dict]) -> list[dict]:
         for index, (line, at) in enumerate(lines.items()):
             x = sorted(at)
             plots.line_with_band(x, [numbers(at[place])[name] for place in x], line, ax, index)
-        ax.set(xlabel=axis, ylabel=textwrap.fill(name.removeprefix("claim: "), 40))
+        ax.set(xlabel=numeric[0], ylabel=textwrap.fill(name.removeprefix("claim: "), 40))
         if len(lines) > 1:
             ax.legend()
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
         plt.close(figure)
-        caption = f"{name} against {axis}: mean of {max(repeats)} points and two standard errors"
+        caption = f"{name} against {numeric[0]}: mean of {max(repeats)} points, two standard errors"
         alt = f"{caption}; its values stand in the table of numbers"
         png = base64.b64encode(file.getvalue()).decode()
         found.append({"png": png, "caption": caption, "alt": alt})

@@ -85,9 +85,10 @@ def emitted(notebook, kind: str) -> list:
 
 
 def claims(notebook) -> list[dict]:
-    """The rows of all tables of claims; of a claim shown twice, the later row."""
+    """The rows of all tables of claims, each with its title; of one shown twice, the later."""
     rows = [row for table in emitted(notebook, "claims") for row in table]
-    return list({(row["of"], row["claim"]): row for row in rows}.values())
+    titled = [row | {"title": f"{row['of']}: {row['claim']}"} for row in rows]
+    return list({row["title"]: row for row in titled}.values())
 
 
 def values(notebook) -> dict:
@@ -98,11 +99,10 @@ def values(notebook) -> dict:
     """
     found = {record["name"]: record["value"] for record in emitted(notebook, "record")}
     for claim in claims(notebook):
-        column = f"claim: {claim['of']}: {claim['claim']}"
-        found[column] = claim["outcome"]
+        found[f"claim: {claim['title']}"] = claim["outcome"]
         for name, value in claim["ours"].items():
             single = value[0] if isinstance(value, list) else value
-            found[f"{column}: {name or 'ours'}"] = single
+            found[f"claim: {claim['title']}: {name or 'ours'}"] = single
     return found
 
 

@@ -115,42 +115,31 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     for extra in notebook.metadata.vplib.get("extras") or ():
         if missing := missing_of(extra):
             raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
+    defaults = report.parameters(notebook)
+    for unknown in (key for key in given if key not in defaults):
+        hint = nearest(unknown, defaults) if defaults else "it has none"
+        raise ValueError(f"{name}: unknown parameter {unknown!r}; {hint}")
     try:
-        return _check_parameters(notebook, given)
+        values = {key: parse_value(key, text, defaults[key]) for key, text in given.items()}
+        if values.get("DATASET") is not None:
+            values["DATASET"] = _found(values["DATASET"])
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-
-
-def _check_parameters(notebook, given):
-    defaults, values = report.parameters(notebook), {}
-    for name, text in given.items():
-        if name not in defaults:
-            hint = nearest(name, defaults) if defaults else "it has none"
-            raise ValueError(f"unknown parameter {name!r}; {hint}")
-        values[name] = value = parse_value(name, text, defaults[name])
-        known = profiles(notebook) if name == "PROFILE" else None
-        if known and value not in known:
-            raise ValueError(f"unknown profile {value!r}; {nearest(value, known)}")
-        if name == "DATASET" and value is not None:
-            from vplib.datasets import check_name
-
-            check_name(str(value))
-            kind, _, folder = str(value).partition(":")
-            if folder:  # the kernel may run in another working folder
-                values[name] = f"{kind}:{Path(folder).expanduser().resolve()}"
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    known = re.findall(r"(\w+)=dict\(", code)  # profiles among them; one more is derived
+    if known and values.get("PROFILE", "rehearsal") not in (*known, "rehearsal"):
+        hint = nearest(values["PROFILE"], known)
+        raise ValueError(f"{name}: unknown profile {values['PROFILE']!r}; {hint}")
     return values
 
 
-def profiles(notebook) -> list[str]:
-    """The profiles that `experiment.profile(PROFILE, lab=dict(...), ...)` names; none without it.
+def _found(dataset):
+    """A dataset that exists, its folder absolute: the kernel may run in another one."""
+    from vplib.datasets import check_name
 
-    The notebook refuses a wrong one itself; said here, nothing need start for that.
-    """
-    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        call = re.search(r"\bprofile\(\s*PROFILE,(.*)", cell.source, re.DOTALL)
-        if names := re.findall(r"(\w+)=dict\(", call[1] if call else ""):
-            return [*names, "rehearsal"]  # which is derived from them
-    return []
+    check_name(dataset)
+    kind, _, folder = dataset.partition(":")
+    return f"{kind}:{Path(folder).expanduser().resolve()}" if folder else dataset
 
 
 def parse_value(name: str, text: str, default):
@@ -276,8 +265,8 @@ def _say(name, notebook):
     """Prints claims, error and time, and returns the outcome."""
     for row in report.claims(notebook):
         mark = " (headline)" * row["headline"] + " (no control)" * bool(row["no_control"])
-        line = f"  [{row['outcome']}] {row['of']}: {row['claim']}{mark}"
-        print(f"{line} | paper: {row['paper']} | ours: {row['shown']}")
+        print(f"  [{row['outcome']}] {row['title']}{mark}", end="")
+        print(f" | paper: {row['paper']} | ours: {row['shown']}")
     if failed := report.failure(notebook):
         lines, trace = failed["source"].splitlines(), failed["trace"].splitlines()
         lines = lines[:3] + ["..."] * (len(lines) > 3) + trace[-5:]
