@@ -44,7 +44,7 @@ def charts(points: list[dict]) -> list[dict]:
     """Each number against the first swept parameter that is one, with bands over the seeds.
 
     Returns:
-        png (base64), caption and alt of each chart; none if no such parameter was swept, none for a
+        png (base64) and caption of each chart; none if no such parameter was swept, none for a
         number that some point lacks, and none for one that is the same everywhere.
     """
     import matplotlib.pyplot as plt
@@ -75,7 +75,6 @@ def charts(points: list[dict]) -> list[dict]:
         figure.savefig(file, format="png", dpi=110)
         plt.close(figure)
         caption = f"{name} against {numeric[0]}: mean of {max(repeats)} points, two standard errors"
-        alt = f"{caption}; its values stand in the table of numbers"
         png = base64.b64encode(file.getvalue()).decode()
-        found.append({"png": png, "caption": caption, "alt": alt})
+        found.append({"png": png, "caption": caption})
     return found

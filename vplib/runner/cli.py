@@ -1,6 +1,5 @@
 """The `vplib` command: list, run, sweep, report, cache."""
 
-import contextlib
 import functools
 import shutil
 import sys
@@ -107,11 +106,8 @@ def cache(clear):
     from vplib import cache as models
     from vplib import paths
 
-    sizes, root = [], paths.cache_root()
-    for path in models.files():
-        with contextlib.suppress(FileNotFoundError):  # another process renamed or cleared it
-            sizes.append(path.stat().st_size)
-    what = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB of trained models in {root}"
+    root, held = paths.cache_root(), [p.stat().st_size for p in models.files() if p.exists()]
+    what = f"{len(held)} files, {sum(held) / 1e6:.1f} MB of trained models in {root}"
     click.echo(f"removing {what}" if clear else what)
     if clear:
         shutil.rmtree(root / "models", ignore_errors=True)
@@ -123,8 +119,6 @@ def main(args=None) -> None:
     """Runs the command; what goes wrong beforehand is one line and exit status 2."""
     try:
         status = cli.main(args, prog_name="vplib", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        status = error.show() or 2
     except click.ClickException as error:
         status = click.echo(f"vplib: {error.format_message()}", err=True) or 2
     except OSError as error:  # a full disk, while running

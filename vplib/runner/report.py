@@ -118,16 +118,16 @@ def failure(notebook) -> dict | None:
     for number, cell in enumerate(cells, 1):
         stopped = cell.metadata.papermill.get("exception")
         intended = "raises-exception" in cell.metadata.tags and not stopped
-        errors = [o for o in cell.get("outputs", ()) if o.output_type == "error"]
-        for output in errors if not intended else ():
-            found = {
-                "where": f"cell {number} (In [{cell.execution_count or ' '}])",
-                "source": cell.source,
-                "name": output.ename,
-                "error": f"{output.ename}: {output.evalue}",
-                "trace": "\n".join(output.traceback[:-1]),
-            }
-            return {key: re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", found[key]) for key in found}
+        for output in () if intended else cell.get("outputs", ()):
+            if output.output_type == "error":
+                found = {
+                    "where": f"cell {number} (In [{cell.execution_count or ' '}])",
+                    "source": cell.source,
+                    "name": output.ename,
+                    "error": f"{output.ename}: {output.evalue}",
+                    "trace": "\n".join(output.traceback[:-1]),
+                }
+                return {k: re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", v) for k, v in found.items()}
     return None
 
 

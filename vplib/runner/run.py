@@ -1,13 +1,11 @@
 """Finds notebooks, checks everything before any of them starts, and runs them with papermill."""
 
-import atexit
 import functools
 import importlib.metadata
 import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 import time
 from datetime import datetime
@@ -83,19 +81,18 @@ def check(found: dict[str, Path], given: dict[str, str], out: Path | None) -> tu
         jobs.append((name, path, target, check_notebook(name, report.read(path), given)))
         if target.exists() and not report.read(target).metadata.papermill:
             raise ValueError(f"{target} was not made by a run and stays; choose another --out")
-    make_folders(folder, [target.parent for _, _, target, _ in jobs])
+    make_folder(folder)
     return jobs, folder
 
 
-def make_folders(folder: Path, inside: list[Path]) -> None:
-    """Makes the folder of a run and those inside it.
+def make_folder(folder: Path) -> None:
+    """Makes the folder of a run.
 
     Raises:
-        ValueError: one cannot be made, or not written to.
+        ValueError: it cannot be made, or not written to.
     """
     try:
-        for path in (folder, *inside):
-            path.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose --out") from None
@@ -122,7 +119,7 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     try:
         values = {key: parse_value(key, text, defaults[key]) for key, text in given.items()}
         if values.get("DATASET") is not None:
-            values["DATASET"] = _found(values["DATASET"])
+            values["DATASET"] = _found(str(values["DATASET"]))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
@@ -200,15 +197,15 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
 
 
 @functools.cache
-def _use_this_python() -> None:
+def _use_this_python():
     """Makes "python3" the name of this interpreter's kernel, for as long as this process lives."""
     from ipykernel.kernelspec import write_kernel_spec
 
-    folder = tempfile.mkdtemp(prefix="vplib-kernel-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_kernel_spec(Path(folder, "kernels", "python3"), extra_arguments=["--log-level=CRITICAL"])
-    paths = (folder, os.environ.get("JUPYTER_PATH"))
+    kept = tempfile.TemporaryDirectory(prefix="vplib-kernel-", ignore_cleanup_errors=True)
+    write_kernel_spec(Path(kept.name, "kernels/python3"), extra_arguments=["--log-level=CRITICAL"])
+    paths = (kept.name, os.environ.get("JUPYTER_PATH"))
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
+    return kept  # in the cache above; it is deleted when this process ends
 
 
 def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool = False):
@@ -228,6 +225,7 @@ def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool
 
     _use_this_python()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is printed below
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # of an earlier run
     error = None
     paths = [re.sub(r"([{}])", r"\1\1", str(path)) for path in (source, target)]  # it formats them
@@ -244,16 +242,17 @@ def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool
     except ValueError:  # it never started, or was cut short while it was written
         notebook = report.read(source)
     if error:
-        put_error(notebook, type(error).__name__, str(error))
+        put_error(notebook, error)
     elif not report.failure(notebook):  # papermill marks intended errors as well
         notebook.cells = [c for c in notebook.cells if report.MARKER not in c.metadata.tags]
     return notebook
 
 
-def put_error(notebook, name: str, text: str) -> None:
+def put_error(notebook, error: BaseException) -> None:
     """Shows an error in the cell that was running, or in the first one if none was."""
     from nbformat.v4 import new_output
 
+    name, text = type(error).__name__, " ".join(str(error).split())
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     begun = [cell for cell in code if cell.metadata.papermill.get("start_time")]
     for cell in begun[-1:] or code[:1]:

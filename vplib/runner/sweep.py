@@ -11,14 +11,12 @@ import json
 import logging
 import os
 import re
-import secrets
 import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vplib.experiment import progress
 from vplib.runner import report, run
 
 TRIES = 2  # of a point whose worker is lost
@@ -197,7 +195,7 @@ class Sweep:
         """Reads what the folder holds already.
 
         Args:
-            folder: made by `run.make_folders`.
+            folder: made by `run.make_folder`.
         """
         self.folder, self.rows = folder, {}
         for path in sorted(folder.rglob("*.ipynb")):
@@ -207,10 +205,8 @@ class Sweep:
                     self.rows[path] = report.row(notebook)
 
     def say(self, text: str) -> None:
-        """Prints a line above the progress bar, and adds it to sweep.log."""
-        from tqdm import tqdm
-
-        tqdm.write(text)
+        """Prints a line, and adds it to sweep.log."""
+        print(text, flush=True)
         with contextlib.suppress(OSError), (self.folder / "sweep.log").open("a") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
@@ -233,27 +229,15 @@ class Sweep:
                     )
                 time.sleep(PAUSE)
 
-    def keep(self, point: Point, text: str, tries: int) -> dict:
-        """Writes the executed notebook of a point, and returns its row."""
-        import nbformat
-
-        notebook = nbformat.reads(text, 4)
-        self.write(point.target, point.signed(notebook, tries).encode())
-        self.rows[point.target] = report.row(notebook)
-        return self.rows[point.target]
-
-    def write_table(self) -> Path:
+    def write_table(self) -> None:
         """Writes sweep.csv: one row a point, a column for whatever any of them has."""
         rows = [self.rows[path] for path in sorted(self.rows)]
-        columns = sorted(  # stable: the claims come last
-            dict.fromkeys(name for row in rows for name in row),
-            key=lambda name: name.startswith("claim: "),
-        )
+        columns = dict.fromkeys(name for row in rows for name in row)
+        columns = sorted(columns, key=lambda name: name.startswith("claim: "))  # they come last
         table = csv.DictWriter(text := io.StringIO(newline=""), columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        self.write(path := self.folder / "sweep.csv", text.getvalue().encode())
-        return path
+        self.write(self.folder / "sweep.csv", text.getvalue().encode())
 
 
 def show(points: list[Point]) -> int:
@@ -286,7 +270,7 @@ def sweep(
 
     for point in points:
         point.done()  # refuse before anything is made
-    run.make_folders(folder, sorted({point.target.parent for point in points}))
+    run.make_folder(folder)
     lock = filelock.FileLock(folder / ".sweep.lock")
     try:
         lock.acquire(timeout=0)
@@ -306,9 +290,9 @@ def sweep(
             study.say(f"stopped; the same command with --out {folder} goes on from here")
         ends = [study.rows.get(point.target, {}).get("outcome") for point in points]
         good, seconds = ends.count("ran"), time.monotonic() - began
-        table = study.write_table()
+        study.write_table()
         study.say(f"{good} of {len(points)} points ran and kept their claims, {seconds:.0f} s")
-        print(table)
+        print(folder / "sweep.csv")
         print(report.write(folder) if study.rows else folder, flush=True)
     return 130 if interrupted else int(good < len(points))
 
@@ -321,42 +305,40 @@ def _compute(study, todo, address, workers):
     # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
     rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
     rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
-    unique, token, futures = secrets.token_hex(8), study.folder / ".sweep.id", {}
+    unique, token, futures = os.urandom(8).hex(), study.folder / ".sweep.id", {}
     with dask.config.set(rules), _client(address, workers, len(todo)) as client:
         report.write_beside(token, unique.encode())
         study.say(f"Dask's dashboard: {client.dashboard_link}")
-        sources = {point.source: point.source.read_bytes() for point in todo}
         for i, p in enumerate(todo):  # keys of one prefix: Dask queues what is alike
-            arguments = (sources[p.source], p, unique)
-            futures[client.submit(run_point, *arguments, key=f"point-{i}-{unique}")] = p
+            key, arguments = f"point-{i}-{unique}", (p.source.read_bytes(), p, unique)
+            futures[client.submit(run_point, *arguments, key=key)] = p
         came, began = distributed.as_completed(futures), time.monotonic()
         try:
-            for number, future in enumerate(progress(came, "points", len(todo)), 1):
-                row = _keep(study, client, futures.pop(future), future)
+            for number, future in enumerate(came, 1):
+                tries = [key for _, key in client.get_events("vplib")].count(future.key)
+                done = _keep(study, futures.pop(future), future, tries)
                 left = (time.monotonic() - began) / number * (len(todo) - number)
-                study.say(f"[{number} of {len(todo)}] {row}; about {left / 60:.0f} min left")
+                study.say(f"[{number} of {len(todo)}] {done}; about {left / 60:.0f} min left")
         finally:
             client.cancel(list(futures))
             token.unlink(missing_ok=True)
 
 
-def _keep(study, client, point, future):
-    """Keeps a point that came back, and returns what the log says of it."""
-    from distributed import KilledWorker
+def _keep(study, point, future, tries):
+    """Writes a point that came back, and returns what the log says of it."""
+    import nbformat
 
-    tries = [message for _, message in client.get_events("vplib")].count(future.key)
     if error := future.exception():  # of Dask: what a notebook raises stands in the notebook
-        notebook, why = report.read(point.source), " ".join(str(error).split())
-        if isinstance(error, KilledWorker):
-            why = "each worker that ran this point died; was its memory spent? " + why
-        run.put_error(notebook, type(error).__name__, why)
-    text = point.signed(notebook) if error else future.result()
-    row = study.keep(point, text, tries)
+        notebook = report.read(point.source)
+        run.put_error(notebook, error)
+    else:
+        notebook = nbformat.reads(future.result(), 4)
+    study.write(point.target, point.signed(notebook, tries).encode())
+    study.rows[point.target] = row = report.row(notebook)
     study.write_table()
-    what = f"{point.label}: {row['outcome']}" + (f": {row['error']}" if row["error"] else "")
-    if tries > 1:
-        what += f", started {tries} times: a worker was lost"
-    return f"{what}, {row['seconds']} s"
+    what = ": ".join(filter(None, (point.label, row["outcome"], row["error"])))
+    lost = f", started {tries} times: a worker was lost" if tries > 1 else ""
+    return f"{what}{lost}, {row['seconds']} s"
 
 
 def _client(address, workers, points):
