@@ -488,8 +488,8 @@ def test_the_report_says_what_the_notebook_says(good):
     assert f">{notebook['metadata']['papermill']['duration']:.1f}<" in page
     assert "<h2>A fine &lt;one&gt;</h2>" in page
     assert claims_table(report.claims(notebook)) in page
-    changed = re.search(r"<caption>Parameters</caption>.*?</table>", page, re.S)[0]
-    assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", changed)[3:] == ["SEED", "0", "7"]
+    changed = re.search(r"<caption>Parameters that were given</caption>.*?</table>", page, re.S)[0]
+    assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", changed)[2:] == ["RATE", "0.5", "SEED", "7"]
     figures = re.findall(r"base64,([^\"]*)\"", page)
     shown = [o["data"]["image/png"] for c in notebook["cells"] for o in c.get("outputs", ())
              if "image/png" in o.get("data", {})]  # fmt: skip

@@ -265,24 +265,6 @@ def test_a_disk_that_stays_full_stops_the_sweep(place, threads, monkeypatch, cap
     assert len(table(place / "out")) == 2
 
 
-def test_workers_without_the_folder_send_the_notebook(place, threads, monkeypatch):
-    monkeypatch.setattr(sweeping, "_sees", lambda folder, token: False)
-    arguments = ["sweep", save(place / "one.ipynb"), "--grid", "SEED=1", "-p", "PLACE", str(place)]
-    result = CliRunner().invoke(cli, [*arguments, "--out", "out", "--scheduler", threads])
-    assert result.exit_code == 0, result.output
-    assert [row["accuracy"] for row in table(place / "out")] == ["1.5"]
-
-
-def test_a_point_is_not_repeated_when_its_worker_is_lost_after_it(place, monkeypatch):
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("it ran"))
-    (point,) = planned(place, "SEED=1")
-    finished(point)
-    (place / "out" / ".sweep.id").write_text("of this sweep")
-    assert sweeping.run_point(b"", point, "of this sweep") == point.target.read_text()
-    with pytest.raises(pytest.fail.Exception, match="it ran"):
-        sweeping.run_point(point.source.read_bytes(), point, "of another sweep")
-
-
 def test_a_claim_or_a_cell_that_fails_is_kept_and_only_the_cell_runs_again(place, cluster):
     book = save(place / "one.ipynb", f'{BODY}\nassert RATE != 2, "line one\\nline two"')
     arguments = ["sweep", book, "--grid", "RATE=0.5,1,2", "-p", "PLACE", str(place)]
@@ -314,7 +296,7 @@ def test_a_point_that_always_kills_its_worker_is_reported(place):
     good, lost = table(place / "out")
     assert (good["outcome"], good["tries"]) == ("ran", "1")
     assert (lost["outcome"], lost["tries"]) == ("failed", "2")
-    assert lost["error"].startswith("KilledWorker: each worker that ran this point died")
+    assert lost["error"].startswith("KilledWorker: Attempted to run task")
     assert "KilledWorker" in (place / "out" / "report.html").read_text()
     assert starts(place) == {"one SEED=0 RATE=0.5": 1, "one SEED=1 RATE=0.5": 2}
 

@@ -71,12 +71,6 @@ def parameters(notebook) -> dict:
     return {name: literal(about["default"], None) for name, about in found.items()}
 
 
-def changed(notebook) -> list[tuple]:
-    """The parameters of a run that differ: name, default, value in this run."""
-    given, usual = notebook.metadata.papermill.get("parameters", {}), parameters(notebook)
-    return [(k, repr(usual.get(k)), repr(v)) for k, v in given.items() if usual.get(k) != v]
-
-
 def emitted(notebook, kind: str) -> list:
     """What `vplib.recorded` put into the outputs: the payloads of one kind, in order."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
@@ -146,21 +140,6 @@ def swept(notebook) -> dict | None:
     return notebook.metadata.vplib.get("sweep")
 
 
-def row(notebook) -> dict:
-    """One point of a sweep as a row of its table; lists as JSON."""
-    about, papermill, error = swept(notebook), notebook.metadata.papermill, failure(notebook)
-    cells = {
-        "notebook": about["notebook"],
-        **papermill.get("parameters", {}),
-        "outcome": outcome(notebook),
-        "seconds": round(papermill.get("duration") or 0, 1),
-        "tries": about["tries"],
-        "error": error["error"].splitlines()[0] if error else "",
-    }
-    cells |= {f"record: {k}" if k in cells else k: v for k, v in values(notebook).items()}
-    return {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
-
-
 def figures(notebook) -> list[dict]:
     """The PNG figures, the hero first: png (base64), hero, and the sentence before as caption."""
     found, caption = [], ""
@@ -211,16 +190,25 @@ def brief(name: str, notebook, illustrated: bool) -> dict:
         "parameters": given,
         "label": " ".join(f"{k}={v}" for k, v in given.items()),
         "started": (papermill.get("start_time") or "")[:19].replace("T", " "),
-        "seconds": papermill.get("duration"),
+        "seconds": round(papermill.get("duration") or 0, 1),
         "outcome": outcome(notebook),
         "error": failure(notebook),
         "claims": claims(notebook),
-        "changed": [] if about else changed(notebook),
         "measured": values(notebook),
         "versions": (emitted(notebook, "versions") or [{}])[-1],
         "figures": pictures,
         "thumb": "".join(thumb),
     }
+
+
+def row(notebook) -> dict:
+    """One point of a sweep as a row of its table; lists as JSON."""
+    point = brief("", notebook, illustrated=False)
+    cells = {"notebook": point["notebook"], **point["parameters"]}
+    cells |= {name: point[name] for name in ("outcome", "seconds", "tries")}
+    cells["error"] = point["error"]["error"].splitlines()[0] if point["error"] else ""
+    cells |= {f"record: {k}" if k in cells else k: v for k, v in point["measured"].items()}
+    return {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
 
 
 def write(folder: Path, output: Path | None = None) -> Path:

@@ -170,7 +170,7 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
     Args:
         jobs: what `check` returned.
         folder: where the report goes.
-        gallery: where to write the hero figures of runs with default parameters.
+        gallery: where to write the hero figures of runs without given parameters.
 
     Returns:
         The exit status: 0 if every notebook ran and no claim failed, 130 after Ctrl-C, else 1.
@@ -185,7 +185,7 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
         ends.append(_say(name, notebook))
         if ends[-1] == "interrupted":
             break
-        if gallery and ends[-1] == "ran" and not report.changed(notebook):
+        if gallery and ends[-1] == "ran" and not parameters:
             for figure in report.figures(notebook)[:1]:
                 if figure["hero"]:
                     png = report.smaller(figure["png"], GALLERY)

@@ -143,49 +143,28 @@ def _file_name(parameters: dict) -> str:
     """The parameters as a file name; where letters are left out, a hash tells points apart."""
     text = ",".join(f"{name}={value}" for name, value in parameters.items())
     safe = re.sub(r"[^\w=,.+-]", "_", text)[:100]
-    if safe == text:
-        return text
-    return f"{safe}-{hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]}"
+    mark = hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]
+    return text if safe == text else f"{safe}-{mark}"
 
 
-def run_point(source: bytes, point: Point, token: str) -> str:
-    """Runs one point on whichever machine Dask chooses.
-
-    A worker that sees the sweep's folder puts the notebook there itself: should the worker be lost
-    a moment later, the point need not run again.
+def run_point(source: bytes, point: Point) -> str:
+    """Runs one point on whichever machine Dask chooses, which needs no file of ours.
 
     Args:
-        source: what the notebook's file holds; the worker need not have it.
-        point: what to run, and where the executed notebook goes.
-        token: what `.sweep.id` in the sweep's folder holds.
+        source: what the notebook's file holds.
+        point: what to run.
 
     Returns:
         The executed notebook as JSON, with its error if it failed.
     """
     from distributed import get_worker
 
-    study = point.target.parents[point.name.count("/") + 1]
-    if _sees(study, token) and point.done():  # the worker was lost after it
-        return point.target.read_text(encoding="utf-8")
-    with contextlib.suppress(ValueError):  # not on a worker
-        get_worker().log_event("vplib", get_worker().get_current_task())
+    get_worker().log_event("vplib", get_worker().get_current_task())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a nanny sets it: one point, one core
     with tempfile.TemporaryDirectory(prefix="vplib-point-") as folder:
         path, target = Path(folder, "source.ipynb"), Path(folder, "out.ipynb")
         path.write_bytes(source)
-        executed = run.execute(point.name, path, target, point.parameters, quiet=True)
-    text = point.signed(executed)
-    with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
-        if _sees(study, token):
-            report.write_beside(point.target, text.encode())
-    return text
-
-
-def _sees(folder, token):
-    """Whether this machine has the folder of the sweep, and not just one of that name."""
-    with contextlib.suppress(OSError):
-        return (folder / ".sweep.id").read_text() == token
-    return False
+        return point.signed(run.execute(point.name, path, target, point.parameters, quiet=True))
 
 
 class Sweep:
@@ -268,8 +247,6 @@ def sweep(
     """
     import filelock
 
-    for point in points:
-        point.done()  # refuse before anything is made
     run.make_folder(folder)
     lock = filelock.FileLock(folder / ".sweep.lock")
     try:
@@ -286,7 +263,6 @@ def sweep(
                 _compute(study, todo, address, workers)
         except KeyboardInterrupt:
             interrupted = True
-            study = Sweep(folder)  # a worker may have put a point there since
             study.say(f"stopped; the same command with --out {folder} goes on from here")
         ends = [study.rows.get(point.target, {}).get("outcome") for point in points]
         good, seconds = ends.count("ran"), time.monotonic() - began
@@ -305,13 +281,12 @@ def _compute(study, todo, address, workers):
     # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
     rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
     rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
-    unique, token, futures = os.urandom(8).hex(), study.folder / ".sweep.id", {}
+    unique, futures = os.urandom(8).hex(), {}
     with dask.config.set(rules), _client(address, workers, len(todo)) as client:
-        report.write_beside(token, unique.encode())
         study.say(f"Dask's dashboard: {client.dashboard_link}")
         for i, p in enumerate(todo):  # keys of one prefix: Dask queues what is alike
-            key, arguments = f"point-{i}-{unique}", (p.source.read_bytes(), p, unique)
-            futures[client.submit(run_point, *arguments, key=key)] = p
+            source, key = p.source.read_bytes(), f"point-{i}-{unique}"
+            futures[client.submit(run_point, source, p, key=key)] = p
         came, began = distributed.as_completed(futures), time.monotonic()
         try:
             for number, future in enumerate(came, 1):
@@ -321,7 +296,6 @@ def _compute(study, todo, address, workers):
                 study.say(f"[{number} of {len(todo)}] {done}; about {left / 60:.0f} min left")
         finally:
             client.cancel(list(futures))
-            token.unlink(missing_ok=True)
 
 
 def _keep(study, point, future, tries):
