@@ -471,19 +471,18 @@ def test_a_recorded_value_called_like_a_column_keeps_its_own(place):
     finished(point)
     notebook = report.read(point.target)
     records = [{"name": "seconds", "value": 7}, {"name": "curve", "value": [1, 2]}]
-    data = [{"output_type": "display_data", "data": {report.MIME: {"record": r}}} for r in records]
+    data = [nbformat.v4.new_output("display_data", {report.MIME: {"record": r}}) for r in records]
     notebook["cells"][-1]["outputs"] = data
     row = report.row(notebook)
     assert row["seconds"] == 2.0 and row["record: seconds"] == 7 and row["curve"] == "[1, 2]"
 
 
 def test_a_table_of_two_notebooks_has_the_columns_of_both(place):
-    study = sweeping.Sweep(place)
-    study.rows = {
+    rows = {
         place / "a": {"notebook": "a", "SEED": 0, "claim: x": "holds", "rate": 1},
         place / "b": {"notebook": "b", "WIDTH": 2, "claim: y": "holds", "gap": 'a,"b"'},
     }
-    study.write_table()
+    sweeping.write_table(place, rows)
     lines = (place / "sweep.csv").read_text().splitlines()
     assert lines == [
         "notebook,SEED,rate,WIDTH,gap,claim: x,claim: y",
@@ -495,5 +494,5 @@ def test_a_table_of_two_notebooks_has_the_columns_of_both(place):
 def test_a_log_on_a_full_disk_does_not_stop_a_sweep(place, capsys):
     (place / "sweep.log").mkdir()
     with contextlib.suppress(SystemExit):
-        sweeping.Sweep(place).say("a line")
+        sweeping.say(place, "a line")
     assert capsys.readouterr().out == "a line\n"

@@ -178,7 +178,6 @@ def smaller(png: str, limit: int) -> bytes:
 def brief(name: str, notebook, illustrated: bool) -> dict:
     """All that the report shows of an executed notebook; of a sweep's point, one figure at most."""
     about, papermill = swept(notebook), notebook.metadata.papermill
-    given = papermill.get("parameters", {})
     pictures = figures(notebook)[: 1 if about else None] if illustrated else []
     described = re.search(r"!\[([^]]+)\]\([^)]*gallery/", notebook.cells[0].source)
     if pictures and pictures[0]["hero"] and described:
@@ -187,8 +186,7 @@ def brief(name: str, notebook, illustrated: bool) -> dict:
     return (about or {"swept": [], "tries": 1}) | {
         "name": name,
         "title": notebook.metadata.vplib.get("title") or name,
-        "parameters": given,
-        "label": " ".join(f"{k}={v}" for k, v in given.items()),
+        "parameters": papermill.get("parameters", {}),
         "started": (papermill.get("start_time") or "")[:19].replace("T", " "),
         "seconds": round(papermill.get("duration") or 0, 1),
         "outcome": outcome(notebook),
@@ -249,6 +247,5 @@ def write(folder: Path, output: Path | None = None) -> Path:
         raise ValueError(f"there is no executed notebook in {folder}; `vplib run` makes them")
     books.sort(key=lambda book: book["started"])
     output = (output or folder / "report.html").absolute()
-    shown = page.render(books=books, studies=studies, notes=notes)
-    write_beside(output, shown.encode())
+    write_beside(output, page.render(books=books, studies=studies, notes=notes).encode())
     return output

@@ -109,6 +109,8 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     Raises:
         ValueError: a package is missing, or a parameter is unknown or of the wrong type.
     """
+    from vplib.datasets import check_name
+
     for extra in notebook.metadata.vplib.get("extras") or ():
         if missing := missing_of(extra):
             raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
@@ -116,27 +118,20 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     for unknown in (key for key in given if key not in defaults):
         hint = nearest(unknown, defaults) if defaults else "it has none"
         raise ValueError(f"{name}: unknown parameter {unknown!r}; {hint}")
+    known = re.findall(r"(\w+)=dict\(", "\n".join(cell.source for cell in notebook.cells))
     try:
         values = {key: parse_value(key, text, defaults[key]) for key, text in given.items()}
-        if values.get("DATASET") is not None:
-            values["DATASET"] = _found(str(values["DATASET"]))
+        profile = values.get("PROFILE", "rehearsal")  # which is derived from the two others
+        if known and profile not in (*known, "rehearsal"):  # they are among the known
+            raise ValueError(f"unknown profile {profile!r}; {nearest(profile, known)}")
+        if dataset := values.get("DATASET"):
+            check_name(str(dataset))
+            kind, _, place = str(dataset).partition(":")
+            if place:  # a folder; the kernel may run in another one
+                values["DATASET"] = f"{kind}:{Path(place).expanduser().resolve()}"
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    known = re.findall(r"(\w+)=dict\(", code)  # profiles among them; one more is derived
-    if known and values.get("PROFILE", "rehearsal") not in (*known, "rehearsal"):
-        hint = nearest(values["PROFILE"], known)
-        raise ValueError(f"{name}: unknown profile {values['PROFILE']!r}; {hint}")
     return values
-
-
-def _found(dataset):
-    """A dataset that exists, its folder absolute: the kernel may run in another one."""
-    from vplib.datasets import check_name
-
-    check_name(dataset)
-    kind, _, folder = dataset.partition(":")
-    return f"{kind}:{Path(folder).expanduser().resolve()}" if folder else dataset
 
 
 def parse_value(name: str, text: str, default):
@@ -185,11 +180,10 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
         ends.append(_say(name, notebook))
         if ends[-1] == "interrupted":
             break
-        if gallery and ends[-1] == "ran" and not parameters:
-            for figure in report.figures(notebook)[:1]:
-                if figure["hero"]:
-                    png = report.smaller(figure["png"], GALLERY)
-                    report.write_beside(gallery / f"{source.stem}.png", png)
+        shown = gallery and ends[-1] == "ran" and not parameters
+        for hero in [f for f in report.figures(notebook) if f["hero"]] if shown else ():
+            png = report.smaller(hero["png"], GALLERY)
+            report.write_beside(gallery / f"{source.stem}.png", png)
     good, seconds = ends.count("ran"), time.monotonic() - began
     print(f"{good} of {len(jobs)} notebooks ran and kept their claims, {seconds:.0f} s")
     print(report.write(folder), flush=True)

@@ -167,56 +167,45 @@ def run_point(source: bytes, point: Point) -> str:
         return point.signed(run.execute(point.name, path, target, point.parameters, quiet=True))
 
 
-class Sweep:
-    """A folder of points: what is done in it, its log and its table."""
+def done_in(folder: Path) -> dict[Path, dict]:
+    """The rows of the points that a folder holds already, by their file."""
+    notebooks = {path: report.read(path) for path in sorted(folder.rglob("*.ipynb"))}
+    return {path: report.row(book) for path, book in notebooks.items() if report.swept(book)}
 
-    def __init__(self, folder: Path):
-        """Reads what the folder holds already.
 
-        Args:
-            folder: made by `run.make_folder`.
-        """
-        self.folder, self.rows = folder, {}
-        for path in sorted(folder.rglob("*.ipynb")):
-            with contextlib.suppress(ValueError):
-                notebook = report.read(path)
-                if report.swept(notebook):
-                    self.rows[path] = report.row(notebook)
+def say(folder: Path, text: str) -> None:
+    """Prints a line, and adds it to sweep.log."""
+    print(text, flush=True)
+    with contextlib.suppress(OSError), (folder / "sweep.log").open("a") as log:
+        log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
-    def say(self, text: str) -> None:
-        """Prints a line, and adds it to sweep.log."""
-        print(text, flush=True)
-        with contextlib.suppress(OSError), (self.folder / "sweep.log").open("a") as log:
-            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Writes a file whole; on a full disk it waits, for what is computed must not be lost.
+def write(folder: Path, path: Path, text: str) -> None:
+    """Writes a file whole; on a full disk it waits, for what is computed must not be lost.
 
-        Raises:
-            OSError: there is still no space after `WAIT` seconds.
-        """
-        for look in itertools.count():
-            try:
-                return report.write_beside(path, content)
-            except OSError as error:
-                if look * PAUSE > WAIT:
-                    raise
-                if not look:
-                    self.say(
-                        f"cannot write {path}: {error.strerror}. The sweep goes on by itself once "
-                        f"there is space; it waits {WAIT / 60:.0f} minutes"
-                    )
-                time.sleep(PAUSE)
+    Raises:
+        OSError: there is still no space after `WAIT` seconds.
+    """
+    for look in itertools.count():
+        try:
+            return report.write_beside(path, text.encode())
+        except OSError as error:
+            if look * PAUSE > WAIT:
+                raise
+            if not look:
+                why = f"{path}: {error.strerror}. The sweep goes on by itself once there is space"
+                say(folder, f"cannot write {why}; it waits {WAIT / 60:.0f} minutes")
+            time.sleep(PAUSE)
 
-    def write_table(self) -> None:
-        """Writes sweep.csv: one row a point, a column for whatever any of them has."""
-        rows = [self.rows[path] for path in sorted(self.rows)]
-        columns = dict.fromkeys(name for row in rows for name in row)
-        columns = sorted(columns, key=lambda name: name.startswith("claim: "))  # they come last
-        table = csv.DictWriter(text := io.StringIO(newline=""), columns, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        self.write(self.folder / "sweep.csv", text.getvalue().encode())
+
+def write_table(folder: Path, rows: dict[Path, dict]) -> None:
+    """Writes sweep.csv: one row a point, a column for whatever any of them has."""
+    columns = dict.fromkeys(name for path in sorted(rows) for name in rows[path])
+    columns = sorted(columns, key=lambda name: name.startswith("claim: "))  # they come last
+    table = csv.DictWriter(text := io.StringIO(newline=""), columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows[path] for path in sorted(rows))
+    write(folder, folder / "sweep.csv", text.getvalue())
 
 
 def show(points: list[Point]) -> int:
@@ -255,25 +244,26 @@ def sweep(
         print(f"another sweep works in {folder}; waiting until it ends (Ctrl-C stops)", flush=True)
         lock.acquire()
     with lock:
-        study, began, interrupted = Sweep(folder), time.monotonic(), False
+        rows, began, interrupted = done_in(folder), time.monotonic(), False
         todo = [point for point in points if not point.done()]
-        study.say(f"{len(points)} points, {len(points) - len(todo)} done already, {len(todo)} left")
+        done = len(points) - len(todo)
+        say(folder, f"{len(points)} points, {done} done already, {len(todo)} left")
         try:
             if todo:
-                _compute(study, todo, address, workers)
+                _compute(folder, rows, todo, address, workers)
         except KeyboardInterrupt:
             interrupted = True
-            study.say(f"stopped; the same command with --out {folder} goes on from here")
-        ends = [study.rows.get(point.target, {}).get("outcome") for point in points]
-        good, seconds = ends.count("ran"), time.monotonic() - began
-        study.write_table()
-        study.say(f"{good} of {len(points)} points ran and kept their claims, {seconds:.0f} s")
+            say(folder, f"stopped; the same command with --out {folder} goes on from here")
+        good = [rows.get(point.target, {}).get("outcome") for point in points].count("ran")
+        seconds = time.monotonic() - began
+        write_table(folder, rows)
+        say(folder, f"{good} of {len(points)} points ran and kept their claims, {seconds:.0f} s")
         print(folder / "sweep.csv")
-        print(report.write(folder) if study.rows else folder, flush=True)
+        print(report.write(folder) if rows else folder, flush=True)
     return 130 if interrupted else int(good < len(points))
 
 
-def _compute(study, todo, address, workers):
+def _compute(folder, rows, todo, address, workers):
     """Submits the points to Dask and keeps each as it comes back."""
     import dask
     import distributed
@@ -283,7 +273,7 @@ def _compute(study, todo, address, workers):
     rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
     unique, futures = os.urandom(8).hex(), {}
     with dask.config.set(rules), _client(address, workers, len(todo)) as client:
-        study.say(f"Dask's dashboard: {client.dashboard_link}")
+        say(folder, f"Dask's dashboard: {client.dashboard_link}")
         for i, p in enumerate(todo):  # keys of one prefix: Dask queues what is alike
             source, key = p.source.read_bytes(), f"point-{i}-{unique}"
             futures[client.submit(run_point, source, p, key=key)] = p
@@ -291,14 +281,14 @@ def _compute(study, todo, address, workers):
         try:
             for number, future in enumerate(came, 1):
                 tries = [key for _, key in client.get_events("vplib")].count(future.key)
-                done = _keep(study, futures.pop(future), future, tries)
+                done = _keep(folder, rows, futures.pop(future), future, tries)
                 left = (time.monotonic() - began) / number * (len(todo) - number)
-                study.say(f"[{number} of {len(todo)}] {done}; about {left / 60:.0f} min left")
+                say(folder, f"[{number} of {len(todo)}] {done}; about {left / 60:.0f} min left")
         finally:
             client.cancel(list(futures))
 
 
-def _keep(study, point, future, tries):
+def _keep(folder, rows, point, future, tries):
     """Writes a point that came back, and returns what the log says of it."""
     import nbformat
 
@@ -307,9 +297,9 @@ def _keep(study, point, future, tries):
         run.put_error(notebook, error)
     else:
         notebook = nbformat.reads(future.result(), 4)
-    study.write(point.target, point.signed(notebook, tries).encode())
-    study.rows[point.target] = row = report.row(notebook)
-    study.write_table()
+    write(folder, point.target, point.signed(notebook, tries))
+    rows[point.target] = row = report.row(notebook)
+    write_table(folder, rows)
     what = ": ".join(filter(None, (point.label, row["outcome"], row["error"])))
     lost = f", started {tries} times: a worker was lost" if tries > 1 else ""
     return f"{what}{lost}, {row['seconds']} s"
