@@ -109,8 +109,6 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     Raises:
         ValueError: a package is missing, or a parameter is unknown or of the wrong type.
     """
-    from vplib.datasets import check_name
-
     for extra in notebook.metadata.vplib.get("extras") or ():
         if missing := missing_of(extra):
             raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
@@ -125,6 +123,8 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
         if known and profile not in (*known, "rehearsal"):  # they are among the known
             raise ValueError(f"unknown profile {profile!r}; {nearest(profile, known)}")
         if dataset := values.get("DATASET"):
+            from vplib.datasets import check_name  # and with it torch
+
             check_name(str(dataset))
             kind, _, place = str(dataset).partition(":")
             if place:  # a folder; the kernel may run in another one
