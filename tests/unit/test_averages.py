@@ -106,7 +106,7 @@ def test_the_page_of_a_sweep(tmp_path):
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     text = " ".join(text.split())
     assert "one, 6 points over SEED, RATE: 6 ran. 2.0 to 4.0 s a point, 18 s in all." in text
-    last = "holds too in 0 3 holds"
+    last = "holds in 0 of 3 3 holds"
     assert f"P <1>: grows (headline) RATE=0.1 0.5 AUC: 0.1 ± 0.058; floor: 0.5 ± 0 {last}" in text
     assert f"P <1>: grows (headline) RATE=0.5 0.5 AUC: 0.5 ± 0.29; floor: 0.5 ± 0 {last}" in text
     assert "accuracy RATE=0.5 3 1 ± 0.58 0 to 2" in text
@@ -137,7 +137,7 @@ def test_the_claims_of_a_sweep(tmp_path):
     rows = [cell for row in rows for cell in row]
     first, other = rows.index("P <1>: grows (headline)"), rows.index("P <1>: other")
     assert rows[first + 1 : first + 6] == [
-        "RATE=1.0", "0.5", "AUC: 2 ± 0.58; floor: 0.5 ± 0", "holds too in 1",
+        "RATE=1.0", "0.5", "AUC: 2 ± 0.58; floor: 0.5 ± 0", "holds in 1 of 3",
         "1 FAILS, 1 holds, 1 no test",
     ]  # fmt: skip
     # nan is no number to average
