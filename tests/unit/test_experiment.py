@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import re
 import sys
@@ -179,21 +180,21 @@ def test_papers_are_the_rows_of_the_table():
     papers = survey.papers()
     assert [vars(p) for p in papers] == rows
     assert len(papers) == 136
-    assert {p.state for p in papers} <= {"planned", "works", "not reproduced"}
+    assert {p.state for p in papers} <= {"planned", "partly", "works", "not reproduced"}
     assert all(p.paper for p in papers)
 
 
 def test_papers_of_an_installed_wheel(monkeypatch, tmp_path):
     package = tmp_path / "vplib"
     package.mkdir()
-    header = "paper,survey_place,method,notebook,section,state\n"
-    row = 'Müller 2020,3.2,"a, b",attacks/x,1,planned\n'
+    header = "paper,survey_place,method,notebook,section,elsewhere,state\n"
+    row = 'Müller 2020,3.2,"a, b",attacks/x,1,"c, in attacks/y",planned\n'
     (package / "papers.csv").write_text(header + row, encoding="utf-8")
     for module in (paths, survey):
         monkeypatch.setattr(module, "__file__", str(package / "any.py"))
     assert paths.repository_root() is None
-    expected = survey.Paper("Müller 2020", "3.2", "a, b", "attacks/x", "1", "planned")
-    assert survey.papers() == [expected]
+    row = ("Müller 2020", "3.2", "a, b", "attacks/x", "1", "c, in attacks/y", "planned")
+    assert survey.papers() == [survey.Paper(*row)]
 
 
 # Front end and progress, outside a kernel
@@ -213,6 +214,24 @@ def test_progress_hands_every_item_through(capsys):
     assert list(experiment.progress(range(5), "counting")) == [0, 1, 2, 3, 4]
     assert list(experiment.progress(iter("ab"), "counting", total=2)) == ["a", "b"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_short_calls_of_a_long_cell_show_a_bar(monkeypatch):
+    monkeypatch.setattr(experiment._shown, "since", -math.inf)
+    calls = [  # of cell, at second, with which delay
+        (1, 100.0, 2),
+        (1, 100.5, 1.5),
+        (1, 101.75, 0.25),
+        (1, 102.0, 0),  # two seconds have gone by without a bar
+        (1, 102.125, 0.2),  # too soon after the last one
+        (1, 103.5, 0),
+        (2, 103.75, 2),  # another cell begins anew
+        (2, 105.75, 0),
+        (None, 106.0, 2),  # a script is one cell
+        (None, 1000.0, 0),
+    ]
+    found = [experiment._delay(cell, now) for cell, now, _ in calls]
+    assert found == [delay for *_, delay in calls]
 
 
 @pytest.fixture
@@ -323,3 +342,27 @@ def test_progress_is_quiet_in_a_headless_kernel(kernel):
     )
     (shown,) = ask(kernel, code, allow_stdin=False)
     assert shown["text"] == "[0, 1, 2] True\n"
+
+
+COUNT = """
+delays = []
+for second in {seconds}:
+    experiment.time = type("clock", (), dict(monotonic=lambda: second))
+    bar = experiment.progress(range(2), "counting")
+    delays.append(bar.delay)
+    assert list(bar) == [0, 1]
+import time
+experiment.time = time
+print(delays)
+"""
+
+
+def test_progress_in_a_live_kernel_counts_the_short_calls_of_a_cell(kernel):
+    def count(seconds):
+        outputs = ask(kernel, COUNT.format(seconds=seconds), allow_stdin=True)
+        bars = [o for o in outputs if "data" in o]
+        (printed,) = (o["text"] for o in outputs if "text" in o)
+        return len(bars), json.loads(printed)
+
+    assert count([10, 11.5, 12, 12.125, 14]) == (2, [2, 0.5, 0, 0.2, 0])
+    assert count([14.5, 15.5]) == (0, [2, 1])  # another cell
