@@ -34,23 +34,22 @@ def explore(render: Callable[..., Figure | str], **controls: ipywidgets.Widget) 
     for name, control in controls.items():
         if not getattr(control, "description", ""):
             raise ValueError(f"control {name!r} needs a description, with its unit")
+
+    def drawn():
+        return render(**{name: control.value for name, control in controls.items()})
+
     if not experiment.has_front_end():
-        shown = _drawn(render, controls)
-        display(Image(shown) if isinstance(shown, bytes) else HTML(shown))
+        shown = drawn()
+        display(HTML(shown) if isinstance(shown, str) else Image(_png(shown)))
         return
     view = ipywidgets.HTML()
 
     def update(_change=None):
+        state = ", ".join(f"{c.description} {c.value}" for c in controls.values())
         try:
-            shown = _drawn(render, controls)
+            view.value = embedded(drawn(), f"figure for {state}")
         except Exception as error:  # a callback's traceback would go nowhere
-            shown = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
-        if isinstance(shown, bytes):
-            data = base64.b64encode(shown).decode()
-            state = ", ".join(f"{c.description} {c.value}" for c in controls.values())
-            alt = html.escape(f"figure for {state}", quote=True)
-            shown = f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{data}">'
-        view.value = shown
+            view.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
 
     for control in controls.values():
         control.style = {"description_width": "initial"}
@@ -60,12 +59,12 @@ def explore(render: Callable[..., Figure | str], **controls: ipywidgets.Widget) 
     display(ipywidgets.VBox([*controls.values(), view]))
 
 
-def embedded(shown: Figure | str) -> str:
-    """HTML that holds a figure as PNG, or the HTML that was given."""
+def embedded(shown: Figure | str, alt: str = "the result") -> str:
+    """HTML that holds a figure as PNG with a text for who cannot see it, or the HTML given."""
     if isinstance(shown, str):
         return shown
-    data = base64.b64encode(_png(shown)).decode()
-    return f'<img alt="the result" style="max-width:100%" src="data:image/png;base64,{data}">'
+    data, alt = base64.b64encode(_png(shown)).decode(), html.escape(alt, quote=True)
+    return f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{data}">'
 
 
 def _png(result) -> bytes:
@@ -74,10 +73,3 @@ def _png(result) -> bytes:
     figure.savefig(buffer, format="png", dpi=100)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def _drawn(render, controls) -> bytes | str:
-    result = render(**{name: control.value for name, control in controls.items()})
-    if isinstance(result, str):
-        return result
-    return _png(result)

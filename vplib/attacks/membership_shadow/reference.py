@@ -164,7 +164,8 @@ def score_rmia(
 
 
 def _true(probabilities: Tensor, labels: Tensor) -> Tensor:
-    return (-losses(probabilities, labels)).exp()
+    index = labels.expand(probabilities.shape[:-1]).unsqueeze(-1)  # not exp(-loss): it breaks ties
+    return probabilities.gather(-1, index).squeeze(-1).clamp_min(1e-38)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

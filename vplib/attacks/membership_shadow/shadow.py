@@ -29,10 +29,14 @@ def attack_set(
     Returns:
         (K * N, classes) answers, (K * N,) classes, and (K * N,) 1 for members and 0 otherwise.
 
+    Raises:
+        ValueError: members are no truth values, or not one a shadow and record.
+
     Source:
         Shokri et al., Membership inference attacks against machine learning models, S&P 2017,
         section V-E.
     """
+    _check_members(members, probabilities)
     num_models = len(probabilities)
     return probabilities.flatten(0, 1), labels.repeat(num_models), members.flatten().long()
 
@@ -63,7 +67,8 @@ def train_attack_models(
         An ensemble of G * classes models, each from (N, classes) answers to 2 logits.
 
     Raises:
-        ValueError: a class has no record, so that its attack model has nothing to learn from.
+        ValueError: a class has no record, so that its attack model has nothing to learn from; or
+            members as in `attack_set`.
 
     Source:
         Shokri et al. 2017, section V-E. Classes with fewer records repeat theirs, so that all
@@ -124,7 +129,7 @@ def losses(probabilities: Tensor, labels: Tensor) -> Tensor:
         labels: (N,) class indices.
 
     Returns:
-        (..., N) losses, at most 87 (the smallest float32 is about 1e-38).
+        (..., N) losses, at most 87.5 (the smallest float32 is about 1e-38).
     """
     index = labels.expand(probabilities.shape[:-1]).unsqueeze(-1)
     return -probabilities.gather(-1, index).squeeze(-1).clamp_min(1e-38).log()
@@ -192,11 +197,12 @@ def train_agnostic_attack(
         An ensemble of G models, from (N, top) sorted probabilities to 2 logits.
 
     Raises:
-        ValueError: there are fewer classes than `top`.
+        ValueError: `top` is not from 1 to the number of classes; or members as in `attack_set`.
 
     Source:
         Salem et al., ML-Leaks, NDSS 2019, section IV (adversary 1).
     """
+    _check_members(members, probabilities)
     num_records = probabilities.shape[1]
     answers = sorted_answers(probabilities, top).flatten(0, 1)
     shadows = torch.arange(len(probabilities))[None] if groups is None else torch.as_tensor(groups)
@@ -230,10 +236,10 @@ def sorted_answers(probabilities: Tensor, top: int = 3) -> Tensor:
         (..., top) logarithms, at least -10: an answer of zero has no smaller one.
 
     Raises:
-        ValueError: there are fewer classes than `top`.
+        ValueError: `top` is not from 1 to the number of classes.
     """
-    if probabilities.shape[-1] < top:
-        raise ValueError(f"an answer has {probabilities.shape[-1]} classes, fewer than top={top}")
+    if not 1 <= top <= probabilities.shape[-1]:
+        raise ValueError(f"top must be from 1 to {probabilities.shape[-1]} classes, not {top}")
     largest = probabilities.topk(top, dim=-1).values
     return largest.clamp_min(math.exp(-10)).log()
 
@@ -248,7 +254,7 @@ def score_agnostic(attack_models: training.Ensemble, answers: Tensor) -> Tensor:
     Returns:
         (G, ..., N) probabilities, a row an attack model.
     """
-    top = attack_models.build()[1].in_features
+    top = attack_models.state["1.weight"].shape[-1]  # building one would draw from torch's seed
     asked = sorted_answers(answers, top)
     said = attack_models.probabilities(asked.flatten(0, -2))[..., 1]
     return said.unflatten(1, asked.shape[:-1])
@@ -274,3 +280,13 @@ def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
     best = (true_positives - false_positives)[1:].argmax() + 1  # the first one is infinite
     number = asked.dtype.type  # roc_curve counts equality as member: the next smaller such number
     return float(np.nextafter(number(thresholds[best]), number(-np.inf)))
+
+
+def _check_members(members: Tensor, probabilities: Tensor) -> None:
+    if members.dtype != torch.bool:  # rows of the pool would pass for labels
+        raise ValueError(f"members must be truth values, not {members.dtype}")
+    if members.shape != probabilities.shape[:2]:
+        raise ValueError(
+            f"members must be (shadows, records), {tuple(probabilities.shape[:2])} for these "
+            f"answers, not {tuple(members.shape)}"
+        )
