@@ -400,6 +400,16 @@ def test_rmia_by_hand():
     assert tailored.score_rmia(*asked, online=False, offline_factor=1).tolist() == [0.75]
 
 
+def test_rmia_knows_a_tie_whatever_the_probabilities():
+    """Each ratio is one half exactly, of records and population: no pair is won."""
+    p, labels = torch.arange(1, 33) / 64, torch.zeros(32, dtype=torch.long)
+    shadows = of_true_class((2 * p).expand(2, 32))
+    members = torch.tensor([[True] * 32, [False] * 32])
+    population = of_true_class(p), labels, shadows
+    found = tailored.score_rmia(of_true_class(p), labels, shadows, members, population)
+    assert found.tolist() == [0] * 32
+
+
 def test_a_record_without_a_side_is_an_error(game):
     def scores(members, **options):
         given = game.answers, game.labels, game.shadow_answers, members
