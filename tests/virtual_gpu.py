@@ -25,6 +25,8 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped as _unwrapped
+from torch._C._functorch import is_functorch_wrapped_tensor as _is_wrapped
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,22 +34,24 @@ GPU = torch.device("cuda", 0)
 MEMORY = 16 << 30  # bytes: a Colab T4
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, {}!"
 
-_operation = threading.local()  # .on_gpu: where what is made under the present call belongs
+_call = threading.local()  # .given: the arguments of the call under way, or its device
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    while _is_wrapped(tensor):  # inside vmap, grad, ...
+        tensor = _unwrapped(tensor)
+    return tensor.untyped_storage()
 
 
 def on_gpu(tensor: Tensor) -> bool:
     """Whether a tensor lies on the pretended GPU."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # inside vmap, grad, ...
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return getattr(tensor.untyped_storage(), "on_gpu", False)
+    return getattr(_storage(tensor), "on_gpu", False)
 
 
 def _place(values, gpu: bool):
     """Marks the tensors among results, or takes their mark off; returns the results."""
     for tensor in _tensors((values,)):
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-        tensor.untyped_storage().on_gpu = gpu
+        _storage(tensor).on_gpu = gpu
     return values
 
 
@@ -181,35 +185,40 @@ class _Surface(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _SURFACE:
             return _SURFACE[func](*args, **kwargs)
-        tensors = list(_tensors((*args, *kwargs.values())))
-        ours = [on_gpu(tensor) for tensor in tensors]
-        gpu = any(mark and t.dim() for mark, t in zip(ours, tensors, strict=True))
-        gpu = gpu or bool(ours and all(ours))
+        given = (args, kwargs)
         asked = kwargs.get("device")
         if asked is not None:
-            gpu = _wants_gpu(asked)
-            kwargs = {**kwargs, "device": "cpu"} if gpu else kwargs
+            given = _wants_gpu(asked)
+            kwargs = {**kwargs, "device": "cpu"} if given else kwargs
         if (generator := kwargs.get("generator")) is not None:
-            wanted, found = ("cuda", "cpu")[not gpu], generator.device.type
+            wanted, found = "cuda" if _belongs(given) else "cpu", generator.device.type
             if wanted != found:
                 raise RuntimeError(
                     f"Expected a '{wanted}' device type for generator but found '{found}'"
                 )
-        before = getattr(_operation, "on_gpu", False)
-        _operation.on_gpu = gpu
+        before = getattr(_call, "given", False)
+        _call.given = given
         try:
             out = func(*args, **kwargs)
         finally:
-            _operation.on_gpu = before
-        if asked is not None or func is Tensor.new_tensor:  # may be made past all kernels
-            _place(out, gpu)
-        elif func is torch.tensor and isinstance(args[0], Tensor):
-            _place(out, gpu)
+            _call.given = before
+        copies = func is Tensor.new_tensor or (func is torch.tensor and isinstance(args[0], Tensor))
+        if asked is not None or copies:  # may be made past all kernels
+            _place(out, _belongs(given))
         return out
+
+
+def _belongs(given) -> bool:
+    """Whether what a call makes belongs on the GPU: by its device, or where its tensors are."""
+    if isinstance(given, bool):
+        return given
+    marks = [(on_gpu(tensor), tensor.dim() > 0) for tensor in _tensors(given)]
+    return (True, True) in marks or bool(marks and all(mark for mark, _ in marks))
 
 
 # What the kernels take
 
+_COPYING = {torch.ops.aten.copy_.default, torch.ops.aten._foreach_copy_.default}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 _TAKES_CPU_SCALAR = {"masked_fill", "masked_fill_", "where", "fill", "fill_", "index_fill_"}
 
@@ -219,21 +228,22 @@ class _Kernels(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = list(_tensors((*args, *kwargs.values())))
-        ours = [tensor for tensor in tensors if on_gpu(tensor)]
-        name = func._schema.name.removeprefix("aten::")
-        if name in ("copy_", "_foreach_copy_"):  # the one way between devices
-            return func(*args, **kwargs)
-        if ours and len(ours) < len(tensors):
-            _check_mixture(func, name, args, [t for t in tensors if not on_gpu(t)], ours)
+        ours, others = [], []
+        for tensor in _tensors((args, kwargs)):
+            (ours if on_gpu(tensor) else others).append(tensor)
+        if ours and others:
+            if func in _COPYING:  # the one way between devices
+                return func(*args, **kwargs)
+            _check_mixture(func, args, others)
         out = func(*args, **kwargs)
-        if ours or (not tensors and getattr(_operation, "on_gpu", False)):
+        if ours or (not others and _belongs(getattr(_call, "given", False))):
             _place(out, True)
         return out
 
 
-def _check_mixture(func, name, args, others, ours):
+def _check_mixture(func, args, others):
     """Raises what a GPU raises for operands of two devices, where it does not take them."""
+    name = func._schema.name.removeprefix("aten::")
     if name in _INDEXING:  # a GPU tensor takes indices from the CPU, not the other way round
         if not on_gpu(args[0]):
             raise RuntimeError(
@@ -275,15 +285,15 @@ def _running_backward(real):
     """The backward pass, with the modes for the Python code in it and the device of its roots."""
 
     def run(roots, *args, **kwargs):
-        before, inside = getattr(_operation, "on_gpu", False), ExitStack()
+        before, inside = getattr(_call, "given", False), ExitStack()
         with inside:
             if not torch._C._len_torch_function_stack():  # set aside for Tensor.backward itself
                 inside.enter_context(_Surface())
-            _operation.on_gpu = any(map(on_gpu, _tensors(roots)))
+            _call.given = (roots,)
             try:
                 return real(roots, *args, **kwargs)
             finally:
-                _operation.on_gpu = before
+                _call.given = before
 
     return run
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from vplib.recorded import emit
 
-
 rehearsing = False  # set by `experiment.profile`: then no claim is asserted, on any data
 
 

@@ -119,9 +119,22 @@ def test_a_profile_that_lacks_a_setting():
 
 def test_rehearsal_has_the_shapes_of_the_paper_and_few_of_everything():
     lab = dict(
-        dataset="digits", network="mlp", lr=0.1, batch_size=32, image_size=8, hidden=(32,),
-        later_channels=(8, 16), noise=(1.0, 8.0), train_size=200, num_models=16, few=3, one=1,
-        sizes=(50, 100, 200), num_images=6000, clip=True, gs=dict(num_steps=100, hidden=(4,)),
+        dataset="digits",
+        network="mlp",
+        lr=0.1,
+        batch_size=32,
+        image_size=8,
+        hidden=(32,),
+        later_channels=(8, 16),
+        noise=(1.0, 8.0),
+        train_size=200,
+        num_models=16,
+        few=3,
+        one=1,
+        sizes=(50, 100, 200),
+        num_images=6000,
+        clip=True,
+        gs=dict(num_steps=100, hidden=(4,)),
     )
     paper = dict(
         dataset="cifar10", network="cnn", lr=0.01, batch_size=64, image_size=32, hidden=(512,),
