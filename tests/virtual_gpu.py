@@ -226,6 +226,10 @@ _TAKES_CPU_SCALAR = {"masked_fill", "masked_fill_", "where", "fill", "fill_", "i
 class _Kernels(TorchDispatchMode):
     """Operations on the tensors of one device give tensors of that device; others are refused."""
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # else the first operation imports torch's compiler: three seconds
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         ours, others = [], []
