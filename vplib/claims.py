@@ -1,15 +1,16 @@
-"""What a paper says, as checks that can fail."""
+"""What a paper says, as checks that can fail and that would fail if the paper were wrong."""
 
 import html
+import math
 from dataclasses import dataclass
 
-from vplib.recorded import emit
+from vplib.recorded import emit, plain
 
 rehearsing = False  # set by `experiment.profile`: then no claim is asserted, on any data
 
 
 class ClaimFailed(AssertionError):
-    """A claim that should hold on this data did not."""
+    """A claim that should hold on this data did not, or its control held as well."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,18 @@ class Claim:
     of: str
     text: str
     paper: str
-    ours: str
+    ours: dict[str, float | tuple[float, float, float]]
     holds: bool
-    not_reproduced: str | None
+    control: bool | None
+    no_control: str
+    not_reproduced: str
+    headline: bool
+
+    @property
+    def shown(self) -> str:
+        """What this run measured, as text."""
+        parts = ((name, _formatted(value)) for name, value in self.ours.items())
+        return "; ".join(f"{name}: {value}" if name else value for name, value in parts)
 
 
 class Claims:
@@ -50,37 +60,62 @@ class Claims:
         text: str,
         *,
         paper: str,
-        ours: str,
+        ours,
         holds: bool,
-        not_reproduced: str | None = None,
+        control: bool | None = None,
+        no_control: str = "",
+        headline: bool = False,
         of: str | None = None,
+        not_reproduced: str = "",
     ) -> None:
-        """Notes whether one claim holds; nothing is raised before `verify`.
+        """Notes whether one claim holds; nothing is raised about it before `verify`.
 
         Args:
-            text: the claim, in a few words and without numbers of this run.
+            text: the claim, in one line and without numbers of this run.
             paper: what the paper reports, with its numbers; "reported" if nobody checked them.
-            ours: what this run measured.
+            ours: what this run measured: a number, a `metrics.Estimate`, or a few of them by name.
             holds: the check. NaN never holds.
-            not_reproduced: for a claim known not to show here, why; it then fails nothing.
+            control: the same check with the cause taken away; it must come out False.
+            no_control: instead of a control, why there can be none.
+            headline: this is what the paper's abstract says it found; one claim a paper.
             of: the paper, where it is not the core paper.
+            not_reproduced: for a claim known not to show here, why; this is then its outcome
+                whatever was measured, and it needs no control.
 
         Raises:
-            TypeError: `holds` is no truth value.
+            TypeError: `holds` or `control` is no truth value, or `ours` holds no numbers.
+            ValueError: neither or both of control and no_control; a second headline of a paper.
         """
-        if hasattr(holds, "item") and not holds.shape:  # of numpy or torch
-            holds = holds.item()
-        if not isinstance(holds, bool):
-            raise TypeError(f"holds must be True or False, not {holds!r}")
-        claim = Claim(of or self.of, text, paper, str(ours), holds, not_reproduced)
-        self._claims[claim.of, claim.text] = claim
+        of = of or self.of
+        holds = _truth("holds", holds)
+        control = None if control is None else _truth("control", control)
+        if no_control and (control is not None or not_reproduced):
+            raise ValueError(f"{text!r}: no_control stands alone, without control, not_reproduced")
+        if control is None and not no_control and not not_reproduced:
+            raise ValueError(
+                f"{text!r} has no control: give control= (the same check with the cause taken "
+                "away), or no_control= or not_reproduced= with the reason"
+            )
+        if "\n" in text:
+            raise ValueError(f"{text!r}: a claim is one line")
+        others = (c.text for c in self._claims.values() if c.headline and c.of == of)
+        other = next((t for t in others if t != text), None) if headline else None
+        if other is not None:
+            raise ValueError(f"{of} has a headline already ({other!r}); a paper has one")
+        named = ours if isinstance(ours, dict) and ours else {"": ours}
+        numbers_by_name = {str(name): _number(value) for name, value in named.items()}
+        self._claims[of, text] = Claim(
+            of, text, paper, numbers_by_name, holds, control, no_control, not_reproduced, headline
+        )
 
     def outcome(self, claim: Claim) -> str:
-        """The outcome in words: holds, not reproduced, does not hold on DATA, or FAILS."""
-        if claim.holds:
-            return "holds"
+        """The outcome in words: holds, not reproduced, FAILS, no test, or the last two ON DATA."""
         if claim.not_reproduced:
             return "not reproduced"
+        if claim.holds and not claim.control:
+            return "holds"
+        if claim.holds:
+            return "no test" if self.asserted else f"no test on {self.data}"
         return "FAILS" if self.asserted else f"does not hold on {self.data}"
 
     def show(self, of: str | None = None) -> None:
@@ -89,40 +124,49 @@ class Claims:
         Args:
             of: only the claims of this paper.
         """
-        chosen = [c for c in self._claims.values() if of in (None, c.of)]
         rows = [
             {
                 "of": c.of,
                 "claim": c.text,
                 "paper": c.paper,
-                "ours": c.ours,
+                "ours": {name: plain(value) for name, value in c.ours.items()},
+                "shown": c.shown,
                 "outcome": self.outcome(c),
-                "why": c.not_reproduced or "",
+                "why": c.not_reproduced,
+                "headline": c.headline,
+                "control": c.control,
+                "no_control": c.no_control,
             }
-            for c in chosen
+            for c in self._claims.values()
+            if of in (None, c.of)
         ]
         text = "\n".join(
-            f"[{r['outcome']}] {r['of']}: {r['claim']}\n"
-            f"    paper: {r['paper']}\n    ours:  {r['ours']}"
-            + (f"\n    why:   {r['why']}" if r["outcome"] == "not reproduced" else "")
+            f"[{r['outcome']}] {r['of']}: {r['claim']}{' (headline)' if r['headline'] else ''}\n"
+            f"    paper: {r['paper']}\n    ours:  {r['shown']}"
+            + "".join(f"\n    {note}" for note in _notes(r))
             for r in rows
         )
         emit({"claims": rows}, text or "no claims yet", html=claims_table(rows))
 
     def verify(self) -> None:
-        """One line a claim, without numbers; the last cell of a notebook.
+        """One line a claim, without numbers of the run; the last cell of a notebook.
 
         Raises:
-            ClaimFailed: at the end, if a claim fails on data it is asserted on, or if there is
-                no claim at all.
+            ClaimFailed: at the end, if on data that it is asserted on a claim fails or its
+                control holds as well, or if there is no claim at all.
         """
+        failed = []
         for claim in self._claims.values():
-            print(f"{self.outcome(claim):14}  {claim.of}: {claim.text}")
-        failed = [c for c in self._claims.values() if self.outcome(c) == "FAILS"]
+            outcome = self.outcome(claim)
+            suffix = " (headline)" * claim.headline + " (no control)" * bool(claim.no_control)
+            print(f"{outcome:14}  {claim.of}: {claim.text}{suffix}")
+            if outcome in ("FAILS", "no test"):
+                why = "no test, its control held as well; " if outcome == "no test" else ""
+                failed.append(f"{claim.text} ({why}ours: {claim.shown}; paper: {claim.paper})")
         if not self._claims:
             raise ClaimFailed("this notebook checked no claim")
         if failed:
-            listed = "; ".join(f"{c.text} (ours: {c.ours}; paper: {c.paper})" for c in failed)
+            listed = "; ".join(failed)
             raise ClaimFailed(f"{len(failed)} of {len(self._claims)} claims failed: {listed}")
 
 
@@ -130,22 +174,72 @@ def claims_table(rows: list[dict]) -> str:
     """The claims as an HTML table.
 
     Args:
-        rows: of, claim, paper, ours, outcome and why of each claim.
+        rows: of, claim, paper, shown, outcome, why, headline, control and no_control of each.
     """
-    marks = {"holds": "✓", "not reproduced": "○", "FAILS": "✗"}
+    marks = {"holds": "✓", "not reproduced": "○", "FAILS": "✗", "no test": "✗"}
     align = "style='text-align:left'"
     head = "".join(
         f"<th scope='col' {align}>{h}</th>" for h in ("Claim", "Paper", "Ours", "Outcome")
     )
     body = ""
     for r in rows:
-        why = f"<br><small>{html.escape(r['why'])}</small>" if r["outcome"] != "holds" else ""
-        cells = (f"<b>{html.escape(r['of'])}</b>: {html.escape(r['claim'])}",) + tuple(
-            html.escape(str(r[k])) for k in ("paper", "ours")
-        )
-        outcome = f"{marks.get(r['outcome'], '–')} {html.escape(r['outcome'])}{why}"
+        claim = f"<b>{html.escape(r['of'])}</b>: {html.escape(r['claim'])}"
+        claim += "<br><small>★ headline</small>" * r["headline"]
+        outcome = f"{marks.get(r['outcome'], '–')} {html.escape(r['outcome'])}"
+        outcome += "".join(f"<br><small>{html.escape(note)}</small>" for note in _notes(r))
+        cells = (claim, html.escape(r["paper"]), html.escape(r["shown"]), outcome)
         body += "<tr>" + "".join(
-            f"<td style='text-align:left;white-space:normal'>{c}</td>" for c in (*cells, outcome)
+            f"<td style='text-align:left;white-space:normal'>{c}</td>" for c in cells
         )
         body += "</tr>"
     return f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _notes(row):
+    """What stands below a claim's outcome: why it is not reproduced, and what its control did."""
+    notes = [f"why: {row['why']}"] if row["why"] else []
+    if row["no_control"]:
+        notes.append(f"no control: {row['no_control']}")
+    elif row["control"] is not None:
+        notes.append("control: holds too" if row["control"] else "control: does not hold")
+    return notes
+
+
+def _item(value):
+    """A single value of numpy or torch as Python's; all else as it is."""
+    return value.item() if hasattr(value, "item") and not value.shape else value
+
+
+def _truth(name, value):
+    value = _item(value)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def _number(value):
+    """A number, or the three of an Estimate."""
+    if getattr(value, "_fields", None) == ("value", "low", "high"):  # metrics.Estimate
+        return tuple(_number(v) for v in value)
+    value = _item(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            "ours must be a number, an Estimate or a dict of them by name, not a "
+            f'{type(value).__name__}; give the numbers alone, as ours={{"AUC": auc, "floor": 0.5}}:'
+            " the table formats them"
+        )
+    return value
+
+
+def _formatted(value):
+    """Counts in full, other numbers with three digits, intervals as precise as they are narrow."""
+    if isinstance(value, tuple):
+        finite = [v for v in value if math.isfinite(v)] or [0]
+        sizes = max(map(abs, finite)), (max(finite) - min(finite)) / 2
+        largest, half = (math.floor(math.log10(size)) if size else 0 for size in sizes)
+        digits = max(0, 1 - largest if sizes[0] else 0, -half if sizes[1] else 0)
+        middle, low, high = (f"{v:,.{digits}f}" for v in value)
+        return f"{middle} [{low}, {high}]"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e9 else f"{value:#.3g}".rstrip(".")

@@ -49,6 +49,7 @@ _PLACES = {
 }
 _LOOKS = {
     "works": dict(facecolor=COLORS[2], edgecolor="white"),
+    "partly": dict(facecolor=COLORS[5], edgecolor="white", hatch="..."),
     "not reproduced": dict(facecolor=COLORS[4], edgecolor="white", hatch="xxx"),
     "planned": dict(facecolor="#E8EDF2", edgecolor="#C3CDD8", hatch="///"),
 }
@@ -63,13 +64,18 @@ _LINK = "<a href='{0}.ipynb' target='_blank'>{0}</a>"
 
 @dataclass(frozen=True)
 class Paper:
-    """One row of notebooks/papers.csv: a surveyed paper and where it is reproduced."""
+    """One row of notebooks/papers.csv: a surveyed paper and where it is reproduced.
+
+    `elsewhere` says which part of it belongs to which other notebook. `state` is written by
+    `make strip` from the claims that hold.
+    """
 
     paper: str
     survey_place: str
     method: str
     notebook: str
     section: str
+    elsewhere: str
     state: str
 
 
@@ -124,7 +130,7 @@ def find(
 
     def fits(paper):
         numbers = sections_of(paper.survey_place)
-        words = (paper.paper, paper.method, paper.notebook, paper.section)
+        words = (paper.paper, paper.method, paper.notebook, paper.section, paper.elsewhere)
         row = " ".join([*words, *(SECTIONS[n] for n in numbers)]).lower()
         inside = not section or any(f"{n}.".startswith(f"{section}.") for n in numbers)
         return inside and state in ("", paper.state) and all(w in row for w in text.lower().split())
@@ -133,10 +139,10 @@ def find(
 
 
 def counts(papers: Sequence[Paper]) -> str:
-    """How many papers work, in words: "136 papers: 4 work, 1 not reproduced, 131 planned"."""
+    """How many papers work, as "9 papers: 4 work, 2 partly, 1 not reproduced, 2 planned"."""
     by, many = Counter(paper.state for paper in papers), "s" * (len(papers) != 1)
     works = f"{by['works']} work{'s' * (by['works'] == 1)}"
-    others = f"{by['not reproduced']} not reproduced, {by['planned']} planned"
+    others = ", ".join(f"{by[state]} {state}" for state in STATES[1:])
     return f"{len(papers)} paper{many}: {works}, {others}"
 
 
@@ -145,10 +151,12 @@ def table(papers: Sequence[Paper]) -> str:
     rows = []
     for paper in papers:
         where = "<br>".join(f"{n} {SECTIONS[n]}" for n in sections_of(paper.survey_place))
-        name, method, notebook, state = map(
-            html.escape, (paper.paper, paper.method, paper.notebook, paper.state)
+        name, method, notebook, elsewhere, state = map(
+            html.escape,
+            (paper.paper, paper.method, paper.notebook, paper.elsewhere, paper.state),
         )
         linked = notebook if state == "planned" else _LINK.format(notebook)
+        linked += f"<br><small>{elsewhere}</small>" if elsewhere else ""
         rows.append((name, method, where, linked, state))
     columns = ("Paper", "Method", "Section of the survey", "Notebook", "State")
     return _html(counts(papers), columns, rows)
@@ -195,7 +203,7 @@ def draw_map(papers: Sequence[Paper], ax: Axes | None = None) -> Axes:
     ax.set(ylim=(y - 0.8, -0.7), xlabel="papers in this section of the survey")
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
-    ax.legend(loc="upper right", title=f"{len(papers)} papers")
+    ax.legend(loc="center right", title=f"{len(papers)} papers")
     return ax
 
 

@@ -1,13 +1,13 @@
 """What a notebook must look like (house style), as a list of what is wrong with it."""
 
 import ast
-import csv
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from strip import guard, published_address
+from strip import guard, published_address, states, verified
 
 from vplib import exercises
 
@@ -28,10 +28,23 @@ SECTIONS = (
     "Going further",
     "References",
 )
-ABOUT = {"title", "paper", "minutes", "datasets", "core", "extras"}
+ABOUT = {"title", "paper", "minutes", "datasets", "core", "course", "extras"}
 FORBIDDEN = ("os.chdir", "sys.path", "%autoreload", "import *", ".cuda()", "plt.show()", "try:")
-STATES = ("planned", "works", "not reproduced")
-MAX_CODE_LINES, MAX_PART_ONE_CELLS, MAX_BYTES, MAX_HERO_BYTES = 30, 45, 200_000, 100_000
+FORBIDDEN_SINCE = ("# fmt: skip", "lambda _")  # what runs is what the reader reads
+MAX_CODE_LINES, MAX_PART_ONE_CELLS, MAX_BYTES, MAX_HERO_BYTES = 20, 45, 200_000, 100_000
+# Notebooks that still await their second edition: 30 lines a cell, claims without a control. The
+# next two issues take them out one by one; then this must be empty, and goes.
+FIRST_EDITION = (
+    "attacks/extraction_functionality",
+    "attacks/inversion_class",
+    "attacks/inversion_gradient",
+    "attacks/membership_label_only",
+    "defenses/dp_gan",
+    "defenses/dp_sgd",
+    "defenses/encrypted_inference",
+    "images/adversarial_cloaking",
+)
+FIRST_EDITION_LINES = 30
 
 
 def all_notebooks(root: Path = ROOT) -> list[Path]:
@@ -40,10 +53,9 @@ def all_notebooks(root: Path = ROOT) -> list[Path]:
     return sorted(p for p in found if ".ipynb_checkpoints" not in p.parts)
 
 
-def read_papers(root: Path = ROOT) -> list[dict]:
-    """The rows of papers.csv."""
-    with (root / "notebooks" / "papers.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def name_of(path: Path) -> str:
+    """A notebook as papers.csv calls it: folder/name."""
+    return path.relative_to(path.parents[1]).with_suffix("").as_posix()
 
 
 def problems(path: Path, papers: list[dict] | None = None, address: str | None = None) -> list[str]:
@@ -62,7 +74,8 @@ def problems(path: Path, papers: list[dict] | None = None, address: str | None =
     start_page = path.stem == "00_start_here"
     address = published_address() if address is None else address
     found = _metadata(notebook, path, papers is not None) + _outputs(notebook, start_page)
-    found += _setup_and_parameters(notebook, address) + _code(notebook)
+    found += _setup_and_parameters(notebook, address)
+    found += _code(notebook, name_of(path) in FIRST_EDITION)
     if not start_page:
         found += _sections(notebook) + _exercises(notebook) + _claims(notebook, path, papers)
     return found
@@ -70,14 +83,68 @@ def problems(path: Path, papers: list[dict] | None = None, address: str | None =
 
 def paper_problems(papers: list[dict], root: Path = ROOT) -> list[str]:
     """What is wrong with papers.csv as a whole."""
-    found, names = [], [row["paper"] for row in papers]
+    found, names, derived = [], [row["paper"] for row in papers], states(root)
     found += [f"{n} stands twice" for n in sorted({n for n in names if names.count(n) > 1})]
     for row in papers:
-        if row["state"] not in STATES:
-            found.append(f"{row['paper']}: unknown state {row['state']!r}")
-        if row["state"] != "planned" and not (root / f"notebooks/{row['notebook']}.ipynb").exists():
-            found.append(f"{row['paper']} is {row['state']}, but {row['notebook']} does not exist")
+        state, claimed = row["state"], derived.get(row["paper"], "planned")
+        if state != claimed:
+            found.append(f"{row['paper']} is {state!r}, its claims say {claimed!r}: make strip")
+        if state != "planned" and not (root / f"notebooks/{row['notebook']}.ipynb").exists():
+            found.append(f"{row['paper']} is {state}, but {row['notebook']} does not exist")
     return found
+
+
+@dataclass(frozen=True)
+class Check:
+    """A call of `claims.check`, as it stands in the notebook."""
+
+    of: str
+    text: str
+    headline: bool
+    no_control: str
+
+
+def checks(notebook) -> list[Check]:
+    """The calls of `claims.check`.
+
+    Raises:
+        ValueError: a cell is no Python, there is not one `experiment.Claims`, or what a claim is
+            called is computed.
+    """
+    try:
+        tree = ast.parse("\n".join(_plain(c.source) for c in _code_cells(notebook)))
+    except SyntaxError as error:
+        raise ValueError(f"the code cells are no Python: {error.msg}") from error
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    made = [call for call in calls if ast.unparse(call.func) == "experiment.Claims"]
+    if len(made) != 1:
+        raise ValueError(f"{len(made)} Claims are made, not one")
+    core, found = ast.literal_eval(made[0].args[0]), []
+    for call in calls:
+        if ast.unparse(call.func) != "claims.check":
+            continue
+        given = {k.arg: k.value for k in call.keywords}
+        try:
+            text, of, headline, no_control = map(
+                ast.literal_eval,
+                (
+                    call.args[0],
+                    given.get("of", ast.Constant(core)),
+                    given.get("headline", ast.Constant(False)),
+                    given.get("no_control", ast.Constant("")),
+                ),
+            )
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{ast.unparse(call)[:80]}...: text, of, headline and no_control must be literals"
+            ) from error
+        found.append(Check(of, text, headline, no_control))
+    return found
+
+
+def _plain(source):
+    """A cell without its magics, so that Python can parse it."""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.M)
 
 
 def headings(notebook) -> list[str]:
@@ -99,6 +166,8 @@ def _metadata(notebook, path, committed) -> list[str]:
     about = notebook.metadata.get("vplib", {})
     if set(about) != ABOUT:
         found.append(f"metadata.vplib must hold exactly {sorted(ABOUT)}")
+    elif not isinstance(about["course"], int):
+        found.append("metadata.vplib.course, the place in a course, must be a whole number")
     if path.stat().st_size > MAX_BYTES:
         found.append(f"is {path.stat().st_size} bytes, more than {MAX_BYTES}: strip it")
     hero = path.resolve().parents[1] / "gallery" / f"{path.stem}.png"
@@ -126,12 +195,12 @@ def _outputs(notebook, start_page) -> list[str]:
         found.append("the last cell is not claims.verify()")
     if not {"keep_output", "nbval-check-output"} <= set(last.metadata.get("tags", ())):
         found.append("the last cell lacks the tags keep_output and nbval-check-output")
-    text = "".join(o.get("text", "") for o in last.get("outputs", ()))
-    lines = text.splitlines()
-    if not lines or any(not re.match("(holds|not reproduced) ", line) for line in lines):
-        found.append(
-            "the last cell's output must be the claims' outcomes, none failing: make strip"
-        )
+    try:
+        outcomes = [claim.outcome for claim in verified(notebook)]
+    except ValueError as error:
+        return [*found, str(error)]
+    if not outcomes or set(outcomes) - {"holds", "not reproduced"}:
+        found.append("the last cell's output must be outcomes of claims, none failing: make strip")
     return found
 
 
@@ -167,17 +236,19 @@ def _setup_and_parameters(notebook, address) -> list[str]:
     return found
 
 
-def _code(notebook) -> list[str]:
+def _code(notebook, first_edition) -> list[str]:
     found = []
+    limit = FIRST_EDITION_LINES if first_edition else MAX_CODE_LINES
+    forbidden = FORBIDDEN if first_edition else FORBIDDEN + FORBIDDEN_SINCE
     for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):
         if cell.cell_type != "code":
             continue
         where, lines = f"cell {cell.get('id')}", cell.source.count("\n") + 1
-        if lines > MAX_CODE_LINES:
-            found.append(f"{where} has {lines} lines, more than {MAX_CODE_LINES}")
+        if lines > limit:
+            found.append(f"{where} has {lines} lines, more than {limit}")
         if before is None or before.cell_type != "markdown":
             found.append(f"{where} has no sentence before it")
-        found += [f"{where} uses {bad}" for bad in FORBIDDEN if bad in cell.source]
+        found += [f"{where} uses {bad}" for bad in forbidden if bad in cell.source]
     return found
 
 
@@ -210,22 +281,19 @@ def _exercises(notebook) -> list[str]:
 
 def _claims(notebook, path, papers) -> list[str]:
     source = "\n".join(c.source for c in _code_cells(notebook))
-    core = re.findall(r'experiment\.Claims\(\s*"([^"]+)"', source)
-    found = [] if len(core) == 1 else [f"{len(core)} Claims are made, not one"]
-    if "claims.show(" not in source:
-        found.append("claims.show() is never called")
-    calls = re.split(r"claims\.check\(", source)[1:]
-    claimed = set()
-    for call in calls:
-        of = re.search(r'\bof="([^"]+)"', call)
-        claimed.add(of.group(1) if of else (core or [""])[0])
+    found = [] if "claims.show(" in source else ["claims.show() is never called"]
+    try:
+        said = {(c.of, c.text, c.headline, bool(c.no_control)) for c in checks(notebook)}
+        committed = {(c.of, c.text, c.headline, c.no_control) for c in verified(notebook)}
+    except ValueError as error:
+        return [*found, str(error)]
+    differing = sorted(f"{of}: {text}" for of, text, *_ in said ^ committed)
+    if differing:
+        found.append(f"the last cell's output is of other claims, make strip: {differing}")
     if papers is None:
         return found
-    ours = [
-        r
-        for r in papers
-        if r["notebook"] == path.relative_to(path.parents[1]).with_suffix("").as_posix()
-    ]
+    claimed = {of for of, *_ in said}
+    ours = [row for row in papers if row["notebook"] == name_of(path)]
     have = headings(notebook)
     for row in ours:
         if row["state"] == "planned":

@@ -5,24 +5,25 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKERS = "<!-- notebooks: written by make strip -->", "<!-- end of notebooks -->"
-# The order of docs/teaching.md. A notebook that is not named here comes last.
-COURSE = (
-    "00_start_here",
-    "attacks/membership_shadow",
-    "attacks/membership_label_only",
-    "attacks/inversion_gradient",
-    "attacks/inversion_class",
-    "attacks/extraction_functionality",
-    "defenses/dp_sgd",
-    "defenses/dp_gan",
-    "defenses/encrypted_inference",
-    "images/adversarial_cloaking",
-)
+# A line of `claims.verify()`.
+LINE = re.compile(r"(\S.*?) {2,}([^:]+): (.*?)( \(headline\))?( \(no control\))?")
+
+
+class Verified(NamedTuple):
+    """A claim as the last cell of a notebook printed it."""
+
+    outcome: str
+    of: str
+    text: str
+    headline: bool
+    no_control: bool
 
 
 def guard(address: str, extras: Sequence[str] = ()) -> str:
@@ -73,32 +74,90 @@ def with_generated(notebook, address: str, path: str):
 
 
 def in_course_order(root: Path = ROOT) -> list[tuple[str, object]]:
-    """Name and content of every notebook, as a course takes them."""
+    """Name and content of every notebook, as a course takes them: by `metadata.vplib.course`."""
     import nbformat
 
     paths = (p.relative_to(root / "notebooks") for p in (root / "notebooks").rglob("*.ipynb"))
     names = [p.with_suffix("").as_posix() for p in paths if ".ipynb_checkpoints" not in p.parts]
-    places = {name: place for place, name in enumerate(COURSE)}
-    names.sort(key=lambda name: (places.get(name, len(COURSE)), name))
-    return [(n, nbformat.read(root / f"notebooks/{n}.ipynb", as_version=4)) for n in names]
+    found = [(n, nbformat.read(root / f"notebooks/{n}.ipynb", as_version=4)) for n in names]
+    return sorted(found, key=lambda pair: (pair[1].metadata["vplib"]["course"], pair[0]))
+
+
+def read_papers(root: Path = ROOT) -> list[dict]:
+    """The rows of papers.csv."""
+    with (root / "notebooks" / "papers.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def verified(notebook) -> list[Verified]:
+    """The claims whose outcomes a notebook was committed with.
+
+    Raises:
+        ValueError: a line of the output is none of `claims.verify()`.
+    """
+    found = []
+    printed = "".join(o.get("text", "") for o in notebook.cells[-1].get("outputs", ()))
+    for line in printed.splitlines():
+        fields = LINE.fullmatch(line)
+        if not fields:
+            raise ValueError(f"{line!r} is no line of claims.verify(): make strip")
+        found.append(Verified(*fields.groups()[:3], *map(bool, fields.groups()[3:])))
+    return found
+
+
+def states(root: Path = ROOT) -> dict[str, str]:
+    """The state of each paper that some notebook has a claim of, from the committed outcomes.
+
+    Raises:
+        ValueError: a paper has two headlines.
+    """
+    claims: dict[str, list[Verified]] = {}
+    for _, notebook in in_course_order(root):
+        for claim in verified(notebook):
+            claims.setdefault(claim.of, []).append(claim)
+    return {paper: state(of_paper) for paper, of_paper in claims.items()}
+
+
+def state(claims: Sequence[Verified]) -> str:
+    """works, not reproduced, partly or planned: what all claims of one paper make of it."""
+    headlines = [claim for claim in claims if claim.headline]
+    if len(headlines) > 1:
+        texts = "; ".join(claim.text for claim in headlines)
+        raise ValueError(f"{headlines[0].of} has {len(headlines)} headlines, not one: {texts}")
+    if headlines:
+        known = {"holds": "works", "not reproduced": "not reproduced"}
+        return known.get(headlines[0].outcome, "planned")
+    return "partly" if any(claim.outcome == "holds" for claim in claims) else "planned"
+
+
+def write_states(root: Path = ROOT) -> None:
+    """Writes the state of each row of papers.csv."""
+    rows, found = read_papers(root), states(root)
+    for row in rows:
+        row["state"] = found.get(row["paper"], "planned")
+    with (root / "notebooks" / "papers.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def notebook_table(root: Path = ROOT) -> str:
     """README's table of notebooks and count of papers, from the notebooks and papers.csv."""
     rows = ["| notebook | what happens | minutes | data | claims |", "|---|---|---|---|---|"]
     for name, notebook in in_course_order(root):
-        about = notebook.metadata["vplib"]
-        said = "".join(o.get("text", "") for c in notebook.cells for o in c.get("outputs", ()))
-        counts = {k: len(re.findall(f"^{k} ", said, re.M)) for k in ("holds", "not reproduced")}
-        claims = ", ".join(f"{n} {k}" for k, n in counts.items() if n) or "none"
+        about, said = notebook.metadata["vplib"], verified(notebook)
+        counts = Counter(claim.outcome for claim in said)
+        counts["without control"] = sum(claim.no_control for claim in said)
+        kinds = ("holds", "not reproduced", "without control")
+        claims = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind]) or "none"
         link, datasets = f"notebooks/{name}.ipynb", ", ".join(about["datasets"])
         rows.append(
             f"| [{name}]({link}) | {about['title']} | {about['minutes']} | {datasets} | {claims} |"
         )
-    with (root / "notebooks" / "papers.csv").open(newline="", encoding="utf-8") as file:
-        states = [row["state"] for row in csv.DictReader(file)]
-    done = f"Of the survey's {len(states)} papers, {states.count('works')} work here"
-    rest = f"{states.count('not reproduced')} did not reproduce, {states.count('planned')} to come"
+    papers = read_papers(root)
+    by = Counter(row["state"] for row in papers)
+    done = f"Of the survey's {len(papers)} papers, {by['works']} work here, {by['partly']} in part"
+    rest = f"{by['not reproduced']} did not reproduce, {by['planned']} to come"
     return "\n".join([*rows, "", f"{done}, {rest}."])
 
 
@@ -126,7 +185,7 @@ def write_tables(root: Path = ROOT) -> None:
 
 
 def main(paths: list[str]) -> None:
-    """Runs each notebook, keeps the claims' output alone, and rewrites what is generated."""
+    """Runs each notebook, keeps the claims' output alone, and rewrites what follows from them."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -142,6 +201,7 @@ def main(paths: list[str]) -> None:
         nbformat.write(notebook, path)
         command = [sys.executable, "-m", "nbstripout", "--keep-id", "--keep-count", str(path)]
         subprocess.run(command, check=True)
+    write_states()
     write_tables()
 
 

@@ -8,10 +8,23 @@ import tomllib
 import nbformat
 import pytest
 import strip
-from anatomy import ROOT, all_notebooks, headings, paper_problems, problems, read_papers
+from anatomy import (
+    FIRST_EDITION,
+    ROOT,
+    all_notebooks,
+    checks,
+    headings,
+    name_of,
+    paper_problems,
+    problems,
+)
+from strip import read_papers
 
 EXAMPLE = ROOT / "notebooks" / "attacks" / "membership_shadow.ipynb"
 TEMPLATE = ROOT / "docs" / "template.ipynb"
+# Every claim without a control, and why it can have none: (notebook, paper, claim) -> reason.
+NO_CONTROL: dict[tuple[str, str, str], str] = {}
+TO_COME = "second edition to come"
 
 
 @pytest.mark.parametrize("path", all_notebooks(), ids=lambda p: p.stem)
@@ -33,7 +46,8 @@ def test_papers_csv_is_whole():
     ("change", "message"),
     [
         (lambda rows: rows.append(dict(rows[0])), "stands twice"),
-        (lambda rows: rows[0].update(state="done"), "unknown state"),
+        (lambda rows: rows[0].update(state="done"), "Oh 2016 is 'done', its claims say 'planned'"),
+        (lambda rows: rows[0].update(state="works"), "its claims say 'planned': make strip"),
         (lambda rows: rows[0].update(state="works", notebook="attacks/none"), "does not exist"),
     ],
 )
@@ -41,6 +55,22 @@ def test_papers_check_notices(change, message):
     papers = copy.deepcopy(read_papers())
     change(papers)
     assert any(message in p for p in paper_problems(papers))
+
+
+def test_claims_without_a_control_are_known():
+    without = {}
+    for path in [*all_notebooks(), TEMPLATE]:
+        name = name_of(path)
+        if name != "notebooks/00_start_here":
+            for claim in checks(nbformat.read(path, as_version=4)):
+                if claim.no_control and not (claim.no_control == TO_COME and name in FIRST_EDITION):
+                    without[name, claim.of, claim.text] = claim.no_control
+    assert without == NO_CONTROL
+    assert TO_COME not in NO_CONTROL.values()
+
+
+def test_notebooks_of_the_first_edition_exist():
+    assert set(FIRST_EDITION) <= set(map(name_of, all_notebooks()))
 
 
 def _cell(notebook, tag):
@@ -64,7 +94,11 @@ def _leave_output(notebook):
 
 
 def _lengthen(notebook):
-    _cell(notebook, "hero").source += "\nx = 1" * 31
+    _cell(notebook, "hero").source = "\n".join(["x = 1"] * 21)
+
+
+def _say(notebook, line):
+    notebook.cells[-1].outputs[0].text = line + "\n"
 
 
 BREAKS = {
@@ -87,7 +121,15 @@ BREAKS = {
     "a computed parameter": (lambda n: _edit(n, "SEED = 0", "SEED = 1 - 1"), "no NAME = literal"),
     "an output left in": (_leave_output, "outputs left in"),
     "no guard": (lambda n: _edit(n, "google.colab", "colab"), "Colab guard"),
-    "a long cell": (_lengthen, "more than 30"),
+    "a cell of 21 lines": (_lengthen, "has 21 lines, more than 20"),
+    "a cell that is not formatted": (
+        lambda n: _edit(n, "plots.use_style()", "plots.use_style()  # fmt: skip"),
+        "uses # fmt: skip",
+    ),
+    "a faked black box": (
+        lambda n: _edit(n, "plots.use_style()", "f = lambda _, a=a: a"),
+        "uses lambda _",
+    ),
     "a working folder": (
         lambda n: _edit(n, "plots.use_style()", "os.chdir('..')"),
         "uses os.chdir",
@@ -107,9 +149,18 @@ BREAKS = {
         "Sablayrolles 2019 is works without a claim",
     ),
     "no metadata": (lambda n: n.metadata.pop("vplib"), "metadata.vplib"),
-    "a failing claim": (
-        lambda n: n.cells[-1].outputs[0].update(text="FAILS           Shokri 2017: x\n"),
-        "none failing",
+    "no place in the course": (lambda n: n.metadata["vplib"].pop("course"), "hold exactly"),
+    "a place that is no number": (lambda n: n.metadata["vplib"].update(course="1"), "whole number"),
+    "a failing claim": (lambda n: _say(n, "FAILS           Shokri 2017: x"), "none failing"),
+    "a claim that tests nothing": (lambda n: _say(n, "no test         Yu 2021: x"), "none failing"),
+    "an output of no claim": (lambda n: _say(n, "done"), "'done' is no line of claims.verify()"),
+    "an output of another claim": (
+        lambda n: _say(n, "holds           Shokri 2017: x"),
+        "the last cell's output is of other claims",
+    ),
+    "a computed claim": (
+        lambda n: _edit(n, 'of="Yeom 2018"', 'of="Yeom" + YEAR'),
+        "text, of, headline and no_control must be literals",
     ),
 }
 
@@ -123,6 +174,19 @@ def test_static_check_notices(name, tmp_path):
     path.parent.mkdir()
     nbformat.write(broken, path)
     assert any(message in p for p in problems(path, read_papers())), problems(path, read_papers())
+
+
+@pytest.mark.parametrize("name", ["attacks/other", FIRST_EDITION[0]])
+def test_cells_have_20_lines_and_30_in_the_first_edition(name, tmp_path):
+    notebook = nbformat.read(TEMPLATE, as_version=4)
+    path = tmp_path / f"{name}.ipynb"
+    path.parent.mkdir()
+    limit = 30 if name in FIRST_EDITION else 20
+    for lines in (limit, limit + 1):
+        _cell(notebook, "hero").source = "\n".join(["x = 1"] * lines)
+        nbformat.write(notebook, path)
+        noticed = [p for p in problems(path) if f"has {lines} lines, more than {limit}" in p]
+        assert len(noticed) == (lines > limit)
 
 
 def test_static_check_notices_a_row_without_its_section():
@@ -164,11 +228,14 @@ def test_the_course_table_has_goals_of_every_notebook():
 
 def test_the_syllabus_follows_the_course_and_names_every_notebook():
     text = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
-    places = [text.find(f"`{name}`") for name in strip.COURSE]
-    assert -1 not in places and places == sorted(places)
-    for path in all_notebooks():
-        name = path.relative_to(ROOT / "notebooks").with_suffix("").as_posix()
-        assert f"`{name}`" in text, f"docs/teaching.md has no place for {name}"
+    places = {name: text.find(f"`{name}`") for name, _ in strip.in_course_order()}
+    assert -1 not in places.values(), places
+    assert list(places.values()) == sorted(places.values()), places
+
+
+def test_each_notebook_has_a_place_of_its_own_in_the_course():
+    places = [notebook.metadata["vplib"]["course"] for _, notebook in strip.in_course_order()]
+    assert len(set(places)) == len(places), places
 
 
 def test_guard_and_badge_follow_the_address():

@@ -1,14 +1,9 @@
 """Seeds, device, profiles, claims, recorded values: in plain Python and inside a kernel."""
 
-import contextlib
 import csv
-import html.parser
-import io
 import json
-import os
 import random
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -17,26 +12,18 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import nbformat
 import numpy as np
-import papermill
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jupyter_client.manager import start_new_kernel
-from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from vplib import claims as vplib_claims
 from vplib import experiment, paths, recorded, survey
 
 ROOT = Path(experiment.__file__).parents[1]
 QUICK = settings(deadline=None, max_examples=50)
 IN_CLONE = paths.repository_root() is not None
-
-
-def claims(data="digits", asserted_on=("digits", "mnist5k")):
-    return experiment.Claims("Shokri et al. 2017", data=data, asserted_on=asserted_on)
 
 
 # Seeds
@@ -167,187 +154,6 @@ def test_nearest_knows_what_is_known(known):
     assert experiment.nearest(known[0], known) == f"did you mean {known[0]!r}?"
 
 
-# Claims
-
-
-def test_outcomes():
-    c = claims()
-    c.check("a", paper="1", ours="1", holds=True)
-    c.check("b", paper="1", ours="0", holds=False, not_reproduced="too small")
-    c.check("c", paper="1", ours="0", holds=False)
-    c.check("d", paper="1", ours="1", holds=True, not_reproduced="too small")
-    assert [c.outcome(x) for x in c._claims.values()] == ["holds", "not reproduced", "FAILS"] + [
-        "holds"
-    ]
-    elsewhere = claims(data="folder:mine")
-    elsewhere.check("c", paper="1", ours="0", holds=False)
-    elsewhere.check("e", paper="1", ours="0", holds=False, not_reproduced="too small")
-    outcomes = [elsewhere.outcome(x) for x in elsewhere._claims.values()]
-    assert outcomes == ["does not hold on folder:mine", "not reproduced"]
-
-
-def test_verify_passes_with_claims_that_hold_or_are_known_not_to(capsys):
-    c = claims()
-    c.check("more classes leak more", paper="0.52 to 0.93", ours="0.61 to 0.87", holds=True)
-    c.check("recall is near 1", paper="1", ours="0.4321", holds=False, not_reproduced="small")
-    c.check("noise", paper="1", ours="0.777", holds=True, of="Yeom et al. 2018")
-    c.verify()
-    assert capsys.readouterr().out.splitlines() == [
-        "holds           Shokri et al. 2017: more classes leak more",
-        "not reproduced  Shokri et al. 2017: recall is near 1",
-        "holds           Yeom et al. 2018: noise",
-    ]
-
-
-def test_verify_fails_after_it_has_listed_every_claim(capsys):
-    c = claims()
-    c.check("first", paper="above 3", ours="2.5", holds=False)
-    c.check("second", paper="1", ours="1", holds=True)
-    message = re.escape("1 of 2 claims failed: first (ours: 2.5; paper: above 3)")
-    with pytest.raises(vplib_claims.ClaimFailed, match=message):
-        c.verify()
-    out = capsys.readouterr().out
-    assert out.splitlines()[0] == "FAILS           Shokri et al. 2017: first"
-    assert out.splitlines()[1] == "holds           Shokri et al. 2017: second"
-
-
-def test_verify_names_every_failure():
-    c = claims()
-    for text in ("first", "second"):
-        c.check(text, paper="1", ours="0", holds=False)
-    with pytest.raises(AssertionError, match="2 of 2 claims failed: first .*; second "):
-        c.verify()
-
-
-def test_other_data_fail_nothing(capsys):
-    c = claims(data="olivetti")
-    c.check("more leaks", paper="1", ours="0.123", holds=False)
-    c.verify()
-    out = capsys.readouterr().out
-    assert out == "does not hold on olivetti  Shokri et al. 2017: more leaks\n"
-
-
-def test_verify_without_a_claim():
-    with pytest.raises(vplib_claims.ClaimFailed, match="this notebook checked no claim"):
-        claims().verify()
-
-
-@QUICK
-@given(ours=st.floats(), other=st.floats())
-def test_verify_prints_the_same_whatever_was_measured(ours, other):
-    printed = []
-    for value in (ours, other):
-        c = claims()
-        c.check("it leaks", paper="0.9", ours=f"{value:.3f}", holds=True)
-        c.check("it still leaks", paper="0.9", ours=value, holds=False, not_reproduced=f"{value}")
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            c.verify()
-        printed.append(out.getvalue())
-    assert printed[0] == printed[1]
-
-
-@pytest.mark.parametrize(
-    "holds",
-    [
-        float("nan") > 0.5,
-        torch.tensor(float("nan")) > 0.5,
-        np.float64("nan") > 0.5,
-        torch.tensor(float("nan")) < 0.5,
-    ],
-)
-def test_nan_never_holds(holds):
-    c = claims()
-    c.check("a", paper="1", ours="nan", holds=holds)
-    with pytest.raises(vplib_claims.ClaimFailed):
-        c.verify()
-
-
-@pytest.mark.parametrize("true", [True, np.True_, torch.tensor(True), np.array(True)])
-def test_truth_values_of_any_make(true):
-    c = claims()
-    c.check("a", paper="1", ours="1", holds=true)
-    c.verify()
-
-
-@pytest.mark.parametrize(
-    "holds",
-    [1, 0.7, None, "yes", float("nan"), torch.tensor(1.0), torch.tensor([True, True]), [True]],
-)
-def test_no_truth_value(holds):
-    c = claims()
-    with pytest.raises(TypeError, match="holds must be True or False, not "):
-        c.check("a", paper="1", ours="1", holds=holds)
-    assert not c._claims
-
-
-def test_a_claim_checked_again_replaces_the_first():
-    c = claims()
-    c.check("a", paper="1", ours="0", holds=False)
-    c.check("a", paper="1", ours="1", holds=True)
-    c.check("a", paper="1", ours="0", holds=True, of="another paper")
-    assert [(x.of, x.ours) for x in c._claims.values()] == [
-        ("Shokri et al. 2017", "1"),
-        ("another paper", "0"),
-    ]
-    c.verify()
-
-
-def test_show_prints_paper_against_ours_and_never_raises(capsys):
-    c = claims()
-    c.show()
-    assert capsys.readouterr().out == "no claims yet\n"
-    c.check("a", paper="above 3", ours="2", holds=False)
-    c.check("b", paper="1", ours="0", holds=False, not_reproduced="too <small>", of="Yeom")
-    c.show()
-    out = capsys.readouterr().out
-    assert "[FAILS] Shokri et al. 2017: a\n    paper: above 3\n    ours:  2\n" in out
-    assert "[not reproduced] Yeom: b\n    paper: 1\n    ours:  0\n    why:   too <small>" in out
-    c.show(of="Yeom")
-    assert "Shokri" not in capsys.readouterr().out
-    c.show(of="nobody")
-    assert capsys.readouterr().out == "no claims yet\n"
-
-
-class Cells(html.parser.HTMLParser):
-    """The texts of an HTML table's cells, and all its tags."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.cells, self.inside = set(), [], False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_data(self, data):
-        self.cells[-1] += data
-
-
-@QUICK
-@given(*[st.text(alphabet="<>&'\"ab\u00e9/ =", max_size=12) for _ in range(5)])
-def test_the_table_escapes_whatever_it_is_given(of, claim, paper, ours, why):
-    rows = [dict(of=of, claim=claim, paper=paper, ours=ours, outcome="FAILS", why=why)]
-    found = Cells(vplib_claims.claims_table(rows))
-    assert found.tags == {"table", "thead", "tbody", "tr", "th", "td", "b", "br", "small"}
-    assert found.cells[4:] == [f"{of}: {claim}", paper, ours, f"✗ FAILS{why}"]
-
-
-def test_the_table_marks_each_outcome():
-    row = dict(of="x", claim="y", paper="1", ours="2", why="because")
-    outcomes = ("holds", "not reproduced", "FAILS", "does not hold on olivetti")
-    cells = Cells(vplib_claims.claims_table([row | {"outcome": o} for o in outcomes])).cells
-    assert cells[:4] == ["Claim", "Paper", "Ours", "Outcome"]
-    assert cells[7::4] == [
-        "✓ holds",
-        "○ not reproducedbecause",
-        "✗ FAILSbecause",
-        "– does not hold on olivettibecause",
-    ]
-
-
 # Recorded values
 
 
@@ -417,21 +223,21 @@ def test_papers_are_the_rows_of_the_table():
     papers = survey.papers()
     assert [vars(p) for p in papers] == rows
     assert len(papers) == 136
-    assert {p.state for p in papers} <= {"planned", "works", "not reproduced"}
+    assert {p.state for p in papers} <= {"planned", "partly", "works", "not reproduced"}
     assert all(p.paper for p in papers)
 
 
 def test_papers_of_an_installed_wheel(monkeypatch, tmp_path):
     package = tmp_path / "vplib"
     package.mkdir()
-    header = "paper,survey_place,method,notebook,section,state\n"
-    row = 'Müller 2020,3.2,"a, b",attacks/x,1,planned\n'
+    header = "paper,survey_place,method,notebook,section,elsewhere,state\n"
+    row = 'Müller 2020,3.2,"a, b",attacks/x,1,"c, in attacks/y",planned\n'
     (package / "papers.csv").write_text(header + row, encoding="utf-8")
     for module in (paths, survey):
         monkeypatch.setattr(module, "__file__", str(package / "any.py"))
     assert paths.repository_root() is None
-    expected = survey.Paper("Müller 2020", "3.2", "a, b", "attacks/x", "1", "planned")
-    assert survey.papers() == [expected]
+    row = ("Müller 2020", "3.2", "a, b", "attacks/x", "1", "c, in attacks/y", "planned")
+    assert survey.papers() == [survey.Paper(*row)]
 
 
 # Front end and progress, outside a kernel
@@ -554,24 +360,6 @@ def test_versions_travel_in_the_notebook(kernel):
     assert {"python", "vplib", "numpy", "device", "platform"} <= set(found)
 
 
-def test_claims_travel_in_the_notebook(kernel):
-    code = (
-        "claims = experiment.Claims('Shokri', data='digits', asserted_on=('digits',))\n"
-        "claims.check('a < b', paper='1', ours=2, holds=True)\n"
-        "claims.check('c', paper='1', ours='0', holds=False, not_reproduced='small')\n"
-        "claims.show()"
-    )
-    (shown,) = ask(kernel, code, allow_stdin=False)
-    rows = shown["data"][recorded.MIME]["claims"]
-    common = dict(of="Shokri", paper="1")
-    assert rows == [
-        common | dict(claim="a < b", ours="2", outcome="holds", why=""),
-        common | dict(claim="c", ours="0", outcome="not reproduced", why="small"),
-    ]
-    assert shown["data"]["text/html"] == vplib_claims.claims_table(rows)
-    assert shown["data"]["text/plain"].startswith("[holds] Shokri: a < b\n")
-
-
 def test_progress_is_quiet_in_a_headless_kernel(kernel):
     code = (
         "bar = experiment.progress(range(3), 'counting'); bar.delay = 0\n"
@@ -579,61 +367,3 @@ def test_progress_is_quiet_in_a_headless_kernel(kernel):
     )
     (shown,) = ask(kernel, code, allow_stdin=False)
     assert shown["text"] == "[0, 1, 2] True\n"
-
-
-def claims_notebook(holds: str, printed: str) -> nbformat.NotebookNode:
-    """A notebook that ends as all do, with the output of its last cell as committed."""
-    last = new_code_cell(
-        "claims.verify()", metadata={"tags": ["keep_output", "nbval-check-output"]}
-    )
-    last.execution_count = 2
-    last.outputs = [new_output("stream", name="stdout", text=printed)]
-    setup = (
-        "import random\n"
-        "from vplib import experiment\n"
-        "claims = experiment.Claims('Shokri', data='digits', asserted_on=('digits',))\n"
-        f"claims.check('it leaks', paper='0.9', ours=random.random(), holds={holds})\n"
-        "claims.show()"
-    )
-    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    cells = [new_code_cell(setup, execution_count=1), last]
-    return new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
-
-
-def test_a_false_claim_stops_papermill(tmp_path):
-    nbformat.write(claims_notebook("False", ""), tmp_path / "false.ipynb")
-    with pytest.raises(papermill.PapermillExecutionError, match="1 of 1 claims failed: it leaks"):
-        papermill.execute_notebook(
-            tmp_path / "false.ipynb", tmp_path / "out.ipynb", progress_bar=False
-        )
-    out = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    payloads = [o["data"] for c in out.cells for o in c.get("outputs", []) if "data" in o]
-    (claims,) = [p[recorded.MIME]["claims"] for p in payloads if recorded.MIME in p]
-    assert claims[0]["outcome"] == "FAILS"
-
-
-def test_nbval_passes_a_true_claim_and_fails_a_false_or_a_changed_one(tmp_path):
-    holds, fails = (f"{outcome:14}  Shokri: it leaks\n" for outcome in ("holds", "FAILS"))
-    notebook = claims_notebook("True", holds)
-    notebook.cells.append(claims_notebook("True", fails).cells[1])  # not what was committed
-    notebook.cells += claims_notebook("False", fails).cells
-    nbformat.write(notebook, tmp_path / "a.ipynb")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-rA", "-vv"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    out = re.sub(r"\x1b\[[0-9;]*m", "", run.stdout)
-    assert re.findall(r"^(PASSED|FAILED) a\.ipynb::Cell (\d)", out, re.M) == [
-        ("PASSED", "0"),
-        ("PASSED", "1"),
-        ("PASSED", "3"),
-        ("FAILED", "2"),
-        ("FAILED", "4"),
-    ], run.stdout
-    assert run.returncode == 1
-    assert "ClaimFailed: 1 of 1 claims failed: it leaks" in out

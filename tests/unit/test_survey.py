@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 
 import matplotlib.pyplot as plt
 import pytest
@@ -13,7 +14,7 @@ PAPERS = survey.papers()
 
 def paper(**changes):
     row = survey.Paper(
-        "Doe 2020", "Table 5 MInf", "A <b>bold</b> attack", "attacks/doe", "", "planned"
+        "Doe 2020", "Table 5 MInf", "A <b>bold</b> attack", "attacks/doe", "", "", "planned"
     )
     return dataclasses.replace(row, **changes)
 
@@ -23,7 +24,7 @@ def test_papers_csv_lists_each_surveyed_paper_once():
     text = path.read_bytes().decode("utf-8")
     assert "\r" not in text and text.endswith("\n")
     header, *rows = csv.reader(text.splitlines())
-    assert header == ["paper", "survey_place", "method", "notebook", "section", "state"]
+    assert header == [f.name for f in dataclasses.fields(survey.Paper)]
     assert all(len(row) == len(header) for row in rows)
     assert len(PAPERS) == len(rows) == 136
     assert len({p.paper for p in PAPERS}) == 136
@@ -40,6 +41,14 @@ def test_each_paper_has_its_section_notebook_and_state():
         assert folder in ("attacks", "defenses", "images"), p
         if p.state != "planned":
             assert p.section, f"{p.paper} is not planned any more: name its section"
+
+
+def test_what_is_elsewhere_says_what_and_where():
+    held = [p for p in PAPERS if p.elsewhere]
+    assert {p.paper for p in held} >= {"Shokri 2017", "Salem 2019", "Melis 2019", "Nasr 2019"}
+    for p in held:
+        found = re.fullmatch(r"\w.*, in ((attacks|defenses|images|synthesis)/\w+)", p.elsewhere)
+        assert found and found[1] != p.notebook, p
 
 
 def test_each_section_of_the_survey_holds_a_paper():
@@ -90,6 +99,7 @@ def test_find_by_state_and_text():
     assert survey.find(rows, text="membership images/roe") == rows[2:], (
         "titles of sections count too"
     )
+    assert survey.find([paper(elsewhere="masks, in defenses/x"), *rows], text="masks")[1:] == []
     assert survey.find(rows, section="3.2.1", state="works", text="bold") == rows[1:2]
     assert survey.find(rows, section="4.2") == []
 
@@ -102,10 +112,11 @@ def test_find_refuses_what_does_not_exist():
 
 
 def test_counts_are_honest():
-    rows = [paper(), paper(state="works"), paper(state="works"), paper(state="not reproduced")]
-    assert survey.counts(rows) == "4 papers: 2 work, 1 not reproduced, 1 planned"
-    assert survey.counts(rows[1:2]) == "1 paper: 1 works, 0 not reproduced, 0 planned"
-    assert survey.counts([]) == "0 papers: 0 work, 0 not reproduced, 0 planned"
+    states = ("planned", "works", "works", "not reproduced", "partly")
+    rows = [paper(state=state) for state in states]
+    assert survey.counts(rows) == "5 papers: 2 work, 1 partly, 1 not reproduced, 1 planned"
+    assert survey.counts(rows[1:2]) == "1 paper: 1 works, 0 partly, 0 not reproduced, 0 planned"
+    assert survey.counts([]) == "0 papers: 0 work, 0 partly, 0 not reproduced, 0 planned"
 
 
 def test_table_is_escaped_and_accessible():
@@ -114,8 +125,13 @@ def test_table_is_escaped_and_accessible():
     assert "<b>bold" not in shown and "A &lt;b&gt;bold" in shown
     assert "attacks/a&amp;b" in shown
     assert "scope='col'" in shown and "scope='row'" in shown
-    assert "1 paper: 0 work, 0 not reproduced, 1 planned" in shown
+    assert "1 paper: 0 work, 0 partly, 0 not reproduced, 1 planned" in shown
     assert "overflow:auto" in shown and "max-height" in shown
+    elsewhere = survey.table([paper(elsewhere="masks & noise, in defenses/x")])
+    assert (
+        "<small>masks &amp; noise, in defenses/x</small>" in elsewhere and "href" not in elsewhere
+    )
+    assert "<small>" not in shown
     assert "<table" not in survey.table([]) and "0 papers" in survey.table([])
 
 
@@ -123,6 +139,7 @@ def test_only_what_runs_is_linked():
     link = "href='attacks/doe.ipynb'"
     assert link not in survey.table([paper()])
     assert link in survey.table([paper(state="works")])
+    assert link in survey.table([paper(state="partly")])
     assert link in survey.table([paper(state="not reproduced")])
     assert "href" not in survey.notebooks_table([paper()])
 
@@ -131,20 +148,25 @@ def test_notebooks_table_counts_what_is_left():
     rows = [paper(state="works"), paper(paper="Roe 2021"), paper(notebook="images/roe")]
     shown = survey.notebooks_table(rows)
     assert "1 notebook to open now, 1 planned" in shown
-    assert "2 papers: 1 works, 0 not reproduced, 1 planned" in shown
+    assert "2 papers: 1 works, 0 partly, 0 not reproduced, 1 planned" in shown
     assert "Doe 2020" in shown and "Roe 2021" not in shown
 
 
 def test_map_draws_every_count():
-    states = dict(zip(("Doe 2020", "Roe 2021", "Poe 2022"), survey.STATES, strict=True))
+    states = dict(zip(("Doe 2020", "Roe 2021", "Poe 2022", "Moe 2023"), survey.STATES, strict=True))
     ax = survey.draw_map([paper(paper=name, state=state) for name, state in states.items()])
     try:
         row = list(survey.SECTIONS).index("3.2.1")
         widths = [bars.patches[row].get_width() for bars in ax.containers]
-        assert widths == [1, 1, 1]
-        assert sum(bar.get_width() for bars in ax.containers for bar in bars.patches) == 3
-        assert [t.get_text() for t in ax.texts].count("1") == 3
+        assert widths == [1, 1, 1, 1]
+        assert sum(bar.get_width() for bars in ax.containers for bar in bars.patches) == 4
+        assert [t.get_text() for t in ax.texts].count("1") == 4
         assert [t.get_text() for t in ax.get_legend().get_texts()] == list(survey.STATES)
+        looks = {
+            (bars.patches[row].get_hatch(), bars.patches[row].get_facecolor())
+            for bars in ax.containers
+        }
+        assert len({hatch for hatch, _ in looks}) == len(looks) == 4, "told apart without color"
         assert ax.get_xlabel() and len(ax.get_yticks()) == len(survey.SECTIONS)
     finally:
         plt.close(ax.figure)

@@ -1,22 +1,18 @@
 """Membership inference with a yardstick of the record's own, from reference models.
 
-As in `membership_shadow`, `predict` is the victim as a black box, and reference models (shadows,
-and who was in them) come as `probabilities` (models, records, classes) and `members` (models,
-records). The models answer about the very records that the attacker decides on.
+As in `shadow`, `answers` (..., N, classes) is what one victim or many said about the records.
+Reference models, here called shadows, answered about the very same records: `shadow_answers`
+(K, N, classes), and `shadow_members` (K, N) says which of them was trained on which record.
 """
 
 import torch
 from torch import Tensor
 
-from vplib.attacks.membership_shadow.shadow import Predict, losses
+from vplib.attacks.membership_shadow.shadow import losses
 
 
 def score_calibrated(
-    predict: Predict,
-    images: Tensor,
-    labels: Tensor,
-    probabilities: Tensor,
-    members: Tensor,
+    answers: Tensor, labels: Tensor, shadow_answers: Tensor, shadow_members: Tensor
 ) -> Tensor:
     """Minus the log loss, measured from a threshold of the record's own.
 
@@ -25,26 +21,26 @@ def score_calibrated(
     losses themselves would lie at the few largest.
 
     Args:
-        predict: the victim as a black box.
-        images: (N, C, H, W) records to decide on.
-        labels: (N,) their classes.
-        probabilities: (K, N, classes) answers of shadows to these very records.
-        members: (K, N) which shadows were trained on which record; each in some, not in all.
+        answers: (..., N, classes) the victims' answers.
+        labels: (N,) classes of the records.
+        shadow_answers: (K, N, classes) answers of shadows to these very records.
+        shadow_members: (K, N) which shadows were trained on which record; each in some, not in
+            all.
 
     Returns:
-        (N,) scores; above 0 the record counts as a member.
+        (..., N) scores; above 0 the record counts as a member.
 
     Raises:
-        ValueError: a record is in all shadows or in none.
+        ValueError: a record is in all shadows or in none, or members are no truth values.
 
     Source:
         Sablayrolles et al., White-box vs black-box: Bayes optimal strategies for membership
         inference, ICML 2019, MAST (a threshold a sample); the logarithm is ours.
     """
-    _check_both_sides(members)
-    shadow = _log_losses(probabilities, labels)
-    threshold = (_mean(shadow, members) + _mean(shadow, ~members)) / 2
-    return threshold - _log_losses(predict(images), labels)
+    _check_both_sides(shadow_members)
+    shadow = _log_losses(shadow_answers, labels)
+    threshold = (_mean(shadow, shadow_members) + _mean(shadow, ~shadow_members)) / 2
+    return threshold - _log_losses(answers, labels)
 
 
 def _log_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -60,6 +56,9 @@ def logit_confidence(probabilities: Tensor, labels: Tensor) -> Tensor:
         probabilities: (..., N, classes).
         labels: (N,) class indices.
 
+    Returns:
+        (..., N) float64.
+
     Source:
         Carlini et al., Membership inference attacks from first principles, S&P 2022, section VI-A.
     """
@@ -71,11 +70,10 @@ def logit_confidence(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def score_lira(
-    predict: Predict,
-    images: Tensor,
+    answers: Tensor,
     labels: Tensor,
-    probabilities: Tensor,
-    members: Tensor,
+    shadow_answers: Tensor,
+    shadow_members: Tensor,
     *,
     online: bool = True,
     fixed_variance: bool = False,
@@ -83,42 +81,42 @@ def score_lira(
     """The likelihood-ratio attack: how much likelier the answer is with the record than without.
 
     Args:
-        predict: the victim as a black box.
-        images: (N, C, H, W) records to decide on.
-        labels: (N,) their classes.
-        probabilities: (K, N, classes) answers of shadows to these very records.
-        members: (K, N) which shadows were trained on which record.
+        answers: (..., N, classes) the victims' answers.
+        labels: (N,) classes of the records.
+        shadow_answers: (K, N, classes) answers of shadows to these very records.
+        shadow_members: (K, N) which shadows were trained on which record.
         online: compare with shadows that hold the record (this attacker trains on the very
             records that it asks about) and with those that do not; offline uses the latter only.
-        fixed_variance: one variance for all records instead of one a record: better with few
-            shadows.
+        fixed_variance: one deviation for all records, that of all shadows' confidences together,
+            instead of one a record: better with few shadows. A record with a single shadow on one
+            side has no deviation of its own, and takes this one.
 
     Returns:
-        (N,) log-likelihood ratios; offline, log-probabilities of a smaller confidence without
+        (..., N) log-likelihood ratios; offline, log-probabilities of a smaller confidence without
         the record.
 
     Raises:
-        ValueError: a record lacks shadows without it, or online, shadows with it.
+        ValueError: a record lacks shadows without it, or online, shadows with it, or members are
+            no truth values.
 
     Source:
-        Carlini et al. 2022, algorithm 1 and section VI-C.
+        Carlini et al. 2022, algorithm 1 and section VI-C; the deviation over all records is that
+        of the authors' code (there of the shadows with the record, for both sides).
     """
-    _check_both_sides(members, inside=online)
-    shadow = logit_confidence(probabilities, labels)
-    victim = logit_confidence(predict(images), labels)
-    without = _normal(shadow, ~members, fixed_variance)
+    _check_both_sides(shadow_members, inside=online)
+    shadow, victim = (logit_confidence(a, labels) for a in (shadow_answers, answers))
+    without = _normal(shadow, ~shadow_members, fixed_variance)
     if not online:
         return torch.special.log_ndtr((victim - without.mean) / without.stddev)
-    inside = _normal(shadow, members, fixed_variance)
+    inside = _normal(shadow, shadow_members, fixed_variance)
     return inside.log_prob(victim) - without.log_prob(victim)
 
 
 def score_rmia(
-    predict: Predict,
-    images: Tensor,
+    answers: Tensor,
     labels: Tensor,
-    probabilities: Tensor,
-    members: Tensor,
+    shadow_answers: Tensor,
+    shadow_members: Tensor,
     population: tuple[Tensor, Tensor, Tensor],
     *,
     online: bool = True,
@@ -128,43 +126,45 @@ def score_rmia(
     """The share of population records that the record beats in a pairwise likelihood ratio.
 
     Args:
-        predict: the victim as a black box.
-        images: (N, C, H, W) records to decide on.
-        labels: (N,) their classes.
-        probabilities: (K, N, classes) answers of reference models to these very records.
-        members: (K, N) which reference models were trained on which record.
-        population: images (Z, C, H, W), labels (Z,) and the reference models' answers
-            (K, Z, classes) for records that no model was trained on.
+        answers: (..., N, classes) the victims' answers.
+        labels: (N,) classes of the records.
+        shadow_answers: (K, N, classes) answers of reference models to these very records.
+        shadow_members: (K, N) which reference models were trained on which record.
+        population: of Z records that no model was trained on, the victims' answers
+            (..., Z, classes), the labels (Z,) and the reference models' answers (K, Z, classes).
         online: average over references with and without the record; offline over those without,
             corrected by `offline_factor`.
         gamma: how much larger the record's ratio must be.
         offline_factor: the slope a in p = ((1 + a) p_out + (1 - a)) / 2.
 
     Returns:
-        (N,) shares from 0 to 1.
+        (..., N) shares from 0 to 1.
 
     Raises:
-        ValueError: a record lacks references without it, or online, references with it.
+        ValueError: a record lacks references without it, or online, references with it, or members
+            are no truth values.
 
     Source:
         Zarifzadeh et al., Low-cost high-power membership inference attacks, ICML 2024,
         equations 3 to 5 and appendix B.
     """
-    _check_both_sides(members, inside=online)
-    others, other_labels, other_answers = population
-
-    def true(answers, labels):
-        return (-losses(answers, labels)).exp()
-
-    reference = true(probabilities, labels)
-    without = _mean(reference, ~members)
+    _check_both_sides(shadow_members, inside=online)
+    other_answers, other_labels, other_references = population
+    reference = _true(shadow_answers, labels)
+    marginal = _mean(reference, ~shadow_members)
     if online:
-        marginal = (_mean(reference, members) + without) / 2
+        marginal = (_mean(reference, shadow_members) + marginal) / 2
     else:
-        marginal = ((1 + offline_factor) * without + (1 - offline_factor)) / 2
-    ratio = true(predict(images), labels) / marginal
-    other = true(predict(others), other_labels) / true(other_answers, other_labels).mean(0)
-    return (ratio[:, None] > gamma * other).double().mean(1)
+        marginal = ((1 + offline_factor) * marginal + (1 - offline_factor)) / 2
+    ratio = _true(answers, labels) / marginal
+    other = _true(other_answers, other_labels) / _true(other_references, other_labels).mean(0)
+    # How many of the sorted population's ratios lie below the record's: its rank, in log time.
+    beaten = torch.searchsorted((gamma * other).sort(-1).values, ratio)
+    return beaten.double() / other.shape[-1]
+
+
+def _true(probabilities: Tensor, labels: Tensor) -> Tensor:
+    return (-losses(probabilities, labels)).exp()
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
@@ -173,13 +173,15 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
 
 def _normal(values: Tensor, chosen: Tensor, fixed_variance: bool) -> torch.distributions.Normal:
     """A normal fitted to the chosen models' values of each record."""
-    mean = _mean(values, chosen)
-    squares = ((values - mean) ** 2) * chosen
-    variance = squares.sum() / chosen.sum() if fixed_variance else squares.sum(0) / chosen.sum(0)
-    return torch.distributions.Normal(mean, variance.sqrt() + 1e-6)
+    mean, overall = _mean(values, chosen), values[chosen].std(correction=0)
+    own = (((values - mean) ** 2 * chosen).sum(0) / chosen.sum(0)).sqrt()
+    shared = fixed_variance | (chosen.sum(0) < 2)
+    return torch.distributions.Normal(mean, torch.where(shared, overall, own) + 1e-6)
 
 
 def _check_both_sides(members: Tensor, inside: bool = True) -> None:
+    if members.dtype != torch.bool:  # ~ of integers would invert their bits
+        raise ValueError(f"shadow_members must be truth values, not {members.dtype}")
     held = members.sum(0)
     if (held == len(members)).any() or (inside and (held == 0).any()):
         raise ValueError(

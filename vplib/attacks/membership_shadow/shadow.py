@@ -1,11 +1,11 @@
 """Membership inference from a model's answers, with shadow models and without.
 
-Throughout, `predict` is the victim as a black box, from images to probabilities: all that these
-attackers may ask. What they bring themselves (shadow models, and who was in them) comes as
-tensors: `probabilities` (models, records, classes) and `members` (models, records).
+Throughout, `answers` is all that the attacker has of a victim: what it said about each record,
+(..., N, classes), for one victim or for many at once. What attackers bring themselves (shadow
+models, and who was in them) comes as `probabilities` (K, N, classes) and `members` (K, N).
 """
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 import torch
@@ -13,8 +13,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from vplib.nets import models, training
-
-Predict = Callable[[Tensor], Tensor]
+from vplib.show import metrics
 
 
 def attack_set(
@@ -98,24 +97,23 @@ def train_attack_models(
     )
 
 
-def score_members(
-    attack_models: training.Ensemble, predict: Predict, images: Tensor, labels: Tensor
-) -> Tensor:
-    """The attack models' probability that each record was in the victim's training set.
+def score_members(attack_models: training.Ensemble, answers: Tensor, labels: Tensor) -> Tensor:
+    """The attack models' probability that each record was in the training set.
 
     Args:
         attack_models: from `train_attack_models`.
-        predict: the victim as a black box.
-        images: (N, C, H, W) records to decide on.
-        labels: (N,) their classes, known to the attacker.
+        answers: (..., N, classes) what one victim, or many, answered about N records.
+        labels: (N,) classes of the records, known to the attacker.
 
     Returns:
-        (N,) probabilities, or (G, N) for the attack models of several groups of shadows; above
+        (..., N) probabilities, or (G, ..., N) for the attack models of G groups of shadows; above
         0.5 the attack says "member".
     """
-    answers = predict(images)
-    inside = attack_models.probabilities(answers)[..., 1].unflatten(0, (-1, answers.shape[-1]))
-    return inside[:, labels, torch.arange(len(labels))].squeeze(0)
+    shape, num_classes = answers.shape[:-1], answers.shape[-1]
+    said = attack_models.probabilities(answers.flatten(0, -2))[..., 1]
+    said = said.view(-1, num_classes, *shape)  # group, class, victims, record
+    found = said.gather(1, labels.expand(len(said), 1, *shape)).squeeze(1)
+    return found if len(found) > 1 else found[0]
 
 
 def losses(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -132,34 +130,38 @@ def losses(probabilities: Tensor, labels: Tensor) -> Tensor:
     return -probabilities.gather(-1, index).squeeze(-1).clamp_min(1e-38).log()
 
 
-def score_by_correctness(predict: Predict, images: Tensor, labels: Tensor) -> Tensor:
+def score_by_correctness(answers: Tensor, labels: Tensor) -> Tensor:
     """1 where the victim is right and 0 where it errs: the gap attack.
 
     Its advantage (threshold 0.5) is the training accuracy minus the test accuracy, exactly.
 
     Args:
-        predict: the victim as a black box; only its label is used.
-        images: (N, C, H, W) records to decide on.
-        labels: (N,) their classes.
+        answers: (..., N, classes) the victims' answers; only their labels are used.
+        labels: (N,) classes of the records.
+
+    Returns:
+        (..., N) zeros and ones.
 
     Source:
         Yeom et al., Privacy risk in machine learning, CSF 2018, adversary 1 for bounded loss.
     """
-    return (predict(images).argmax(-1) == labels).double()
+    return (answers.argmax(-1) == labels).double()
 
 
-def score_by_loss(predict: Predict, images: Tensor, labels: Tensor) -> Tensor:
+def score_by_loss(answers: Tensor, labels: Tensor) -> Tensor:
     """Minus the victim's loss on each record: one threshold on it for all records.
 
     Args:
-        predict: the victim as a black box.
-        images: (N, C, H, W) records to decide on.
-        labels: (N,) their classes.
+        answers: (..., N, classes) the victims' answers.
+        labels: (N,) classes of the records.
+
+    Returns:
+        (..., N) scores, higher for members.
 
     Source:
         Yeom et al. 2018, adversary 2; Sablayrolles et al. 2019, MALT.
     """
-    return -losses(predict(images), labels)
+    return -losses(answers, labels)
 
 
 def train_agnostic_attack(
@@ -168,7 +170,7 @@ def train_agnostic_attack(
     groups: Tensor | None = None,
     *,
     top: int = 3,
-    num_steps: int = 2000,
+    num_steps: int = 1000,
     hidden: int = 64,
     seed: int = 0,
 ) -> training.Ensemble:
@@ -215,46 +217,41 @@ def train_agnostic_attack(
 
 
 def sorted_answers(probabilities: Tensor, top: int = 3) -> Tensor:
-    """The largest probabilities of each answer in falling order: which classes no longer matters.
+    """Logarithms of an answer's largest probabilities in falling order, whatever their classes.
+
+    The paper takes the probabilities; but members and nonmembers differ in how near to 1 the first
+    one comes, which a small network cannot see on that scale.
 
     Args:
         probabilities: (..., classes).
         top: how many to keep.
+
+    Returns:
+        (..., top) logarithms, at least -10: an answer of zero has no smaller one.
 
     Raises:
         ValueError: there are fewer classes than `top`.
     """
     if probabilities.shape[-1] < top:
         raise ValueError(f"an answer has {probabilities.shape[-1]} classes, fewer than top={top}")
-    return probabilities.topk(top, dim=-1).values
+    largest = probabilities.topk(top, dim=-1).values
+    return largest.clamp_min(math.exp(-10)).log()
 
 
-def score_agnostic(attack_models: training.Ensemble, predict: Predict, images: Tensor) -> Tensor:
+def score_agnostic(attack_models: training.Ensemble, answers: Tensor) -> Tensor:
     """The class-agnostic attack's probability that each record was in the training set.
 
     Args:
         attack_models: from `train_agnostic_attack`.
-        predict: the victim as a black box.
-        images: (N, C, H, W) records to decide on; their classes are not needed.
+        answers: (..., N, classes) the victims' answers; the records' classes are not needed.
 
     Returns:
-        (G, N) probabilities, a row an attack model.
+        (G, ..., N) probabilities, a row an attack model.
     """
     top = attack_models.build()[1].in_features
-    return attack_models.probabilities(sorted_answers(predict(images), top))[..., 1]
-
-
-def score_by_confidence(predict: Predict, images: Tensor) -> Tensor:
-    """The victim's largest probability: no shadow, no label, no training.
-
-    Args:
-        predict: the victim as a black box.
-        images: (N, C, H, W) records to decide on.
-
-    Source:
-        Salem et al. 2019, section VI (adversary 3).
-    """
-    return predict(images).amax(-1)
+    asked = sorted_answers(answers, top)
+    said = attack_models.probabilities(asked.flatten(0, -2))[..., 1]
+    return said.unflatten(1, asked.shape[:-1])
 
 
 def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
@@ -266,9 +263,14 @@ def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
 
     Returns:
         The threshold; scores above it count as members.
+
+    Raises:
+        ValueError: shapes differ, a score is NaN, members are no truth values, or one of the two
+            groups is empty.
     """
-    asked = scores.flatten().numpy()
-    false_positives, true_positives, thresholds = roc_curve(members.flatten().numpy(), asked)
+    asked = scores.flatten().cpu().numpy()
+    metrics.roc(scores, members)  # refuses what has no threshold
+    false_positives, true_positives, thresholds = roc_curve(members.flatten().cpu().numpy(), asked)
     best = (true_positives - false_positives)[1:].argmax() + 1  # the first one is infinite
     number = asked.dtype.type  # roc_curve counts equality as member: the next smaller such number
     return float(np.nextafter(number(thresholds[best]), number(-np.inf)))
