@@ -139,7 +139,7 @@ def test_rehearsal_asserts_no_claim(capsys):
     for name, outcome in (("rehearsal", "does not hold on a rehearsal"), ("lab", "FAILS")):
         experiment.profile(name, lab={}, paper={})
         claims = experiment.Claims("Doe 2020", data="digits", asserted_on=("digits",))
-        claims.check("it leaks", paper="", ours="", holds=False)
+        claims.check("it leaks", paper="x", ours=0.5, holds=False, no_control="a test")
         if name == "rehearsal":
             claims.verify()
         else:
