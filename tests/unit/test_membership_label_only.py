@@ -209,16 +209,6 @@ def test_the_same_seed_gives_the_same_distances(setting):
     assert not torch.equal(runs[0].distances, runs[2].distances)
 
 
-def test_gap_attack_is_the_gap(setting):
-    pools, victims = setting
-    victim = Recorder(victims.predict(0))
-    members = victims.membership(120)[0]
-    score = attack.score_by_gap(victim, pools.victim.images, pools.victim.labels)
-    gap = score[members].mean() - score[~members].mean()
-    assert victim.queries == 120
-    assert abs(metrics.membership_advantage(score, members, 0.5) - gap) < 1e-12
-
-
 def test_shifts_are_all_moves_of_that_distance():
     image = torch.zeros(1, 1, 5, 5)
     image[0, 0, 2, 2] = 1
@@ -254,9 +244,8 @@ def test_copies_attack_learns_from_shadows_which_copies_tell(setting):
     victim = Recorder(victims.predict(0))
     right = attack.ask_copies(victim, copies, pools.victim.labels)
     assert right.shape == (120, 5) and victim.queries == 600
-    assert torch.equal(
-        right[:, 0], attack.score_by_gap(victim, pools.victim.images, pools.victim.labels)
-    )
+    answers = victims.probabilities(pools.victim.images)[0]
+    assert torch.equal(right[:, 0].bool(), answers.argmax(-1) == pools.victim.labels)
     told = inside[..., None].double().expand(-1, -1, 5)  # each copy gives membership away
     judge = attack.train_copies_attack(told, inside)
     assert metrics.auc(judge(told[0]), inside[0]) == 1.0
@@ -270,7 +259,7 @@ def test_noise_score_is_a_share_and_paid_for(setting):
     assert victim.queries == 7 * 120
     assert torch.allclose((score * 7).round(), score * 7) and 0 <= score.min() <= score.max() <= 1
     silent = attack.score_by_noise(victim, images, labels, sigma=0.0, num_queries=2)
-    assert torch.equal(silent, attack.score_by_gap(victim, images, labels))
+    assert torch.equal(silent.bool(), victims.probabilities(images)[0].argmax(-1) == labels)
 
 
 def test_transfer_shadows_see_the_attackers_images_and_the_victims_labels(setting):
@@ -289,10 +278,12 @@ def test_transfer_shadows_see_the_attackers_images_and_the_victims_labels(settin
 def test_set_score_is_the_mean_log_probability(setting):
     pools, victims = setting
     copies, labels = attack.shifted(pools.victim.images, 1), pools.victim.labels
-    predict = victims.predict(0)
+    answers = torch.stack([victims.probabilities(c) for c in copies], 1)
+    assert answers.shape[1:] == (5, 120, 10)
     rows = np.arange(120)
-    plain = np.mean([np.log(predict(c).numpy()[rows, labels]) for c in copies], axis=0)
-    assert np.allclose(attack.score_set(predict, copies, labels), plain, atol=1e-5)
+    for victim, score in zip(answers, attack.score_set(answers, labels), strict=True):
+        plain = np.mean([np.log(a.numpy()[rows, labels]) for a in victim], axis=0)
+        assert np.allclose(score, plain, atol=1e-5)
 
 
 X, Y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
@@ -305,10 +296,19 @@ def label_zero(images):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: attack.score_by_gap(label_zero, X[0], Y), r"\(N, C, H, W\), not \(1, 4, 4\)"),
-        (lambda: attack.score_by_gap(label_zero, X, Y[:2]), "3 records need as many labels"),
-        (lambda: attack.score_by_gap(label_zero, X * 255, Y), r"must lie in \[0, 1\]"),
-        (lambda: attack.score_by_gap(label_zero, X * torch.nan, Y), r"must lie in \[0, 1\]"),
+        (
+            lambda: attack.score_by_noise(label_zero, X[0], Y, sigma=1.0),
+            r"\(N, C, H, W\), not \(1, 4, 4\)",
+        ),
+        (
+            lambda: attack.score_by_noise(label_zero, X, Y[:2], sigma=1.0),
+            "3 records need as many labels",
+        ),
+        (lambda: attack.score_by_noise(label_zero, X * 255, Y, sigma=1.0), r"must lie in \[0, 1\]"),
+        (
+            lambda: attack.score_by_noise(label_zero, X * torch.nan, Y, sigma=1.0),
+            r"must lie in \[0, 1\]",
+        ),
         (lambda: attack.score_by_noise(label_zero, X[:0], Y[:0], sigma=1.0), "not \\(0, "),
         (lambda: attack.boundary_distances(label_zero, X + 1, Y, X), r"must lie in \[0, 1\]"),
         (lambda: attack.boundary_distances(label_zero, X, Y, X[:0]), "start images must be"),

@@ -23,21 +23,6 @@ from vplib.attacks.membership_label_only.hop_skip_jump import (
 from vplib.nets import training
 
 
-def score_by_gap(predict_label: PredictLabel, images: Tensor, labels: Tensor) -> Tensor:
-    """1 where the victim is right and 0 where it errs: one query a record.
-
-    Args:
-        predict_label: the victim.
-        images: (N, C, H, W) records to decide on.
-        labels: (N,) their classes.
-
-    Source:
-        Yeom et al., Privacy risk in machine learning, CSF 2018; the baseline of all that follows.
-    """
-    check_records(images, labels)
-    return (predict_label(images) == labels).double()
-
-
 def shifted(images: Tensor, distance: int) -> Tensor:
     """All copies moved by whole pixels (i, j) with |i| + |j| = distance, the image itself first.
 
@@ -232,18 +217,20 @@ def transfer_shadows(
     return training.fit_many(build, pool, relabelled, rows, **settings)
 
 
-def score_set(predict: Callable[[Tensor], Tensor], copies: Tensor, labels: Tensor) -> Tensor:
+def score_set(answers: Tensor, labels: Tensor) -> Tensor:
     """Minus the mean loss over a record's copies: the set-based attack, which needs probabilities.
 
     Args:
-        predict: the victim as a black box, from images to probabilities.
-        copies: (A, N, C, H, W) the copies that a victim trained with augmentation saw.
+        answers: (..., A, N, classes) what one victim, or many, answered about A copies of the N
+            records: those that a victim trained with augmentation saw.
         labels: (N,) classes of the records.
+
+    Returns:
+        (..., N) scores.
 
     Source:
         Yu et al., How does data augmentation affect privacy in machine learning?, AAAI 2021,
         section 4 (mean query).
     """
-    check_records(copies[0], labels)
-    true = torch.stack([predict(some).gather(-1, labels[:, None]).squeeze(-1) for some in copies])
-    return true.clamp_min(1e-38).log().double().mean(0)
+    true = answers.gather(-1, labels.expand(answers.shape[:-1])[..., None]).squeeze(-1)
+    return true.clamp_min(1e-38).log().double().mean(-2)
