@@ -55,14 +55,16 @@ def _place(values, gpu: bool):
     return values
 
 
-def _tensors(values) -> Iterator[Tensor]:
+def _tensors(values) -> list[Tensor]:
+    found = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            found += _tensors(value)
         elif isinstance(value, dict):
-            yield from _tensors(value.values())
+            found += _tensors(value.values())
+    return found
 
 
 def _wants_gpu(device) -> bool:
@@ -233,8 +235,9 @@ class _Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         ours, others = [], []
-        for tensor in _tensors((args, kwargs)):
-            (ours if on_gpu(tensor) else others).append(tensor)
+        for tensor in _tensors(args) + _tensors(kwargs.values()) if kwargs else _tensors(args):
+            marked = getattr(tensor.untyped_storage(), "on_gpu", False)  # here none is wrapped
+            (ours if marked else others).append(tensor)
         if ours and others:
             if func in _COPYING:  # the one way between devices
                 return func(*args, **kwargs)
