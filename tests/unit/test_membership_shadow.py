@@ -44,7 +44,7 @@ def attacks(game):
     asked = game.shadow_answers, game.labels, game.shadow_members
     judges = attack.train_attack_models(*asked, num_epochs=2)
     grouped = attack.train_attack_models(*asked, GROUPS, num_epochs=2)
-    agnostic = attack.train_agnostic_attack(*asked[::2], GROUPS)
+    agnostic = attack.train_agnostic_attack(*asked[::2], GROUPS, num_steps=20)
 
     def own(score, **options):
         return lambda answers: score(
@@ -422,7 +422,9 @@ def test_sorted_answers():
 
 
 def test_the_agnostic_attack_looks_at_sorted_answers(game):
-    judges = attack.train_agnostic_attack(game.shadow_answers, game.shadow_members, GROUPS)
+    judges = attack.train_agnostic_attack(
+        game.shadow_answers, game.shadow_members, GROUPS, num_steps=20
+    )
     scores = attack.score_agnostic(judges, game.answers)
     assert scores.shape == (3, 3, 60)
     turned = attack.score_agnostic(judges, game.answers[..., torch.tensor([3, 0, 4, 1, 2])])
@@ -436,12 +438,12 @@ def test_the_agnostic_attack_looks_at_sorted_answers(game):
 def test_the_agnostic_attack_learns_from_each_group_alone(game):
     groups = torch.tensor([[0], [3]])
     members = game.shadow_members
-    both = attack.train_agnostic_attack(game.shadow_answers, members, groups)
+    both = attack.train_agnostic_attack(game.shadow_answers, members, groups, num_steps=20)
     scores = attack.score_agnostic(both, game.answers[0])
     assert scores.shape == (2, 60)
     other = game.shadow_answers.clone()
     other[1:] = 0.2  # the first attack model never saw these shadows
-    again = attack.train_agnostic_attack(other, members, groups)
+    again = attack.train_agnostic_attack(other, members, groups, num_steps=20)
     changed = attack.score_agnostic(again, game.answers[0])
     assert torch.allclose(changed[0], scores[0], atol=1e-5)
     assert not torch.allclose(changed[1], scores[1], atol=1e-3)

@@ -161,12 +161,10 @@ def train_agnostic_attack(
     members: Tensor,
     groups: Tensor | None = None,
     *,
+    num_steps: int = 1000,
     seed: int = 0,
 ) -> training.Ensemble:
     """Attack models for all classes at once, from the largest probabilities of an answer in order.
-
-    Each takes about 1,000 steps, whatever the number of shadows: with few it would only learn to
-    threshold the largest probability.
 
     Args:
         probabilities: (K, N, classes) answers of K shadow models, one is enough, to the N records
@@ -174,6 +172,8 @@ def train_agnostic_attack(
         members: (K, N) whether the shadow was trained on the record; the attacker trained it.
         groups: (G, k) shadows that each of G attack models learns from; by default one attack
             model learns from all.
+        num_steps: about how many training steps, whatever the number of shadows; with few the
+            attack model only learns to threshold the largest probability.
         seed: of initialization and order.
 
     Returns:
@@ -186,12 +186,11 @@ def train_agnostic_attack(
         Salem et al., ML-Leaks, NDSS 2019, section IV (adversary 1).
     """
     _check_members(members, probabilities)
-    num_records = probabilities.shape[1]
     answers = sorted_answers(probabilities).flatten(0, 1)
     shadows = torch.arange(len(probabilities))[None] if groups is None else torch.as_tensor(groups)
-    rows = shadows[..., None] * num_records + torch.arange(num_records)
+    rows = shadows[..., None] * members.shape[1] + torch.arange(members.shape[1])
     steps_an_epoch = -(-rows[0].numel() // 256)
-    inside, num_epochs = members.flatten().long(), max(1, 1000 // steps_an_epoch)
+    inside, num_epochs = members.flatten().long(), max(1, num_steps // steps_an_epoch)
     return _fit(answers, inside, rows.flatten(1), num_epochs, seed, lr=0.03, batch_size=256)
 
 
