@@ -19,7 +19,6 @@ from pathlib import Path
 
 from vplib.runner import report, run
 
-TRIES = 2  # of a point whose worker is lost
 WAIT, PAUSE = 600.0, 5.0  # seconds to wait for space on a full disk, and between two looks
 
 
@@ -280,8 +279,9 @@ def _compute(folder, rows, todo, address, workers):
     import dask
     import distributed
 
-    # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
-    rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
+    # Of a cluster that is made here: the point of a lost worker starts twice at most, and points
+    # wait at the scheduler, never behind a long one.
+    rules = {"allowed-failures": 1, "worker-saturation": 1.0}
     rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
     unique, futures = os.urandom(8).hex(), {}
     with dask.config.set(rules), _client(address, workers, len(todo)) as client:
