@@ -6,15 +6,18 @@ contents are hashed again on reading, so that a damaged or foreign file is train
 """
 
 import contextlib
+import dis
 import functools
 import hashlib
 import os
-import re
+import sys
 import types
 import uuid
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -26,47 +29,45 @@ _told: set[str] = set()
 
 
 def fingerprint(*parts) -> str:
-    """A hash of tensors, models, dicts, numbers and texts; equal for equal contents.
+    """A hash of what values are made of: equal for equal contents, in any process.
 
-    A model counts with its structure, its weights, which of them are frozen, the attributes of
-    its modules, and the code of the classes that are not torch's own; what these take from outside
-    themselves (globals, variables of an enclosing function) is not seen.
+    A model counts with its structure, its weights, which of them are frozen, and the attributes
+    and hooks of its modules; a function with its code, its defaults, the variables of enclosing
+    functions and the globals it reads; an object with its class and what pickle would take of it.
+    What is torch's, Python's or another installed package's counts by name. Not seen: what a
+    function imports itself, and the inside of what cannot be pickled and has no attributes (a
+    lock, a generator).
 
     Args:
         *parts: what to hash, in order.
     """
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            flat = part.detach().cpu().contiguous()
-            digest.update(f"{flat.dtype} {tuple(flat.shape)}".encode())
-            digest.update(flat.flatten().view(torch.uint8).numpy() if flat.numel() else b"")
-        elif isinstance(part, nn.Module):
-            for name, module in part.named_modules(remove_duplicate=False):
-                given = {k: v for k, v in vars(module).items() if k not in _OF_ANY_MODULE}
-                digest.update(fingerprint(name, type(module), given).encode())
-            values = [*part.named_parameters(), *part.named_buffers()]
-            frozen = [name for name, value in values if not value.requires_grad]
-            digest.update(fingerprint(dict(values), frozen).encode())
-        elif isinstance(part, dict):
-            digest.update(fingerprint(*(x for item in part.items() for x in item)).encode())
-        elif isinstance(part, type):
-            names = [f"{kind.__module__}.{kind.__qualname__}" for kind in part.__mro__]
-            digest.update(fingerprint(names, *map(_members, part.__mro__)).encode())
-        elif isinstance(part, types.FunctionType):
-            wrapped = getattr(part, "__wrapped__", None)
-            rest = part.__defaults__, part.__kwdefaults__, wrapped
-            digest.update(fingerprint(part.__code__, *rest).encode())
-        elif isinstance(part, functools.partial):
-            digest.update(fingerprint(part.func, part.args, part.keywords).encode())
-        elif isinstance(part, types.CodeType):  # not the text: a notebook's cell has no file
-            digest.update(fingerprint(part.co_code, part.co_names, *part.co_consts).encode())
-        elif isinstance(part, frozenset):
-            digest.update(repr(sorted(map(repr, part))).encode())
-        else:
-            digest.update(re.sub(" at 0x[0-9A-Fa-f]+", "", repr(part)).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
+    return _digest(parts, {}, 0).hex()
+
+
+def kept(
+    parts: tuple | None, compute: Callable[[], dict[str, Tensor]], num_models: int = 1
+) -> dict[str, Tensor]:
+    """What `compute` returns: from the disk where equal parts led to it before, else computed now.
+
+    Args:
+        parts: everything that decides the result, for `fingerprint`: data, settings, seed, device,
+            and the code (a function counts with what it calls); torch's version is added here.
+            None computes anew and keeps nothing.
+        compute: makes the result, tensors by name; it is called only where there is none.
+        num_models: how many models that is, for `counts`.
+
+    Returns:
+        The tensors by name, detached and on the CPU, whether computed or read.
+    """
+    key = None if parts is None else fingerprint(torch.__version__, *parts)
+    state = key and read(key)
+    counts["reused" if state else "trained"] += num_models
+    if not state:
+        # A copy, since safetensors refuses tensors that share memory, as tied weights do.
+        state = {name: value.detach().cpu().clone() for name, value in compute().items()}
+        if key:
+            write(key, state)
+    return state
 
 
 def read(key: str) -> dict[str, Tensor] | None:
@@ -133,21 +134,142 @@ def _ordered(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 _OF_ANY_MODULE = set(vars(nn.Module()))
+_PLAIN = {type(None), type(...), bool, int, float, complex, str, bytes}
+
+
+def _digest(part, seen: dict, depth: int) -> bytes:
+    """The hash of a value: of its kind, and of all that it holds.
+
+    Args:
+        part: the value.
+        seen: values met before by identity, each with its hash, or its depth while it is open.
+        depth: how many values hold this one.
+    """
+    if type(part) in _PLAIN:
+        return hashlib.sha256(
+            f"{type(part).__name__} {part!r}".encode(errors="surrogatepass")
+        ).digest()
+    if id(part) in seen:
+        known = seen[id(part)][1]
+        return known if isinstance(known, bytes) else _digest(("circle", depth - known), seen, 0)
+    seen[id(part)] = part, depth  # the value too, so that its identity stays its own
+    kind, inside = _contents(part)
+    found = [_digest(value, seen, depth + 1) for value in inside]
+    if isinstance(part, (set, frozenset)):  # ordered otherwise in each process
+        found.sort()
+    digest = hashlib.sha256(f"{kind} {len(found)} ".encode() + b"".join(found))
+    if isinstance(part, Tensor) and part.numel():
+        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    seen[id(part)] = part, digest.digest()
+    return digest.digest()
+
+
+def _contents(part) -> tuple[str, Iterable]:
+    """The kind of a value, and the values that tell it from others of its kind."""
+    kind = f"{type(part).__module__}.{type(part).__qualname__}"
+    if isinstance(part, Tensor):
+        return f"tensor {part.dtype} {tuple(part.shape)}", ()
+    if isinstance(part, np.ndarray) and not part.dtype.hasobject:
+        return f"array {part.dtype} {part.shape}", (part.tobytes(),)
+    if isinstance(part, nn.Module):
+        modules = list(part.named_modules(remove_duplicate=False))
+        held = [[v for v in vars(m).items() if v[0] not in _OF_ANY_MODULE] for _, m in modules]
+        hooks = [
+            list(v.values()) for _, m in modules for k, v in vars(m).items() if k[-5:] == "hooks"
+        ]
+        values = dict([*part.named_parameters(), *part.named_buffers()])
+        frozen = [name for name, value in values.items() if not value.requires_grad]
+        return "model", ([(name, type(m)) for name, m in modules], held, hooks, values, frozen)
+    if type(part) in (list, tuple, set, frozenset):
+        return kind, part
+    if type(part) in (dict, types.MappingProxyType):
+        return kind, (value for item in part.items() for value in item)
+    if isinstance(part, type):
+        names = [f"{base.__module__}.{base.__qualname__}" for base in part.__mro__]
+        return "class", (names, *map(_members, part.__mro__))
+    if isinstance(part, types.FunctionType):
+        return "function", (*_code(part), part.__defaults__, part.__kwdefaults__, vars(part))
+    if isinstance(part, types.CodeType):  # not the text: a notebook's cell has no file
+        names = part.co_names, part.co_varnames, part.co_argcount, part.co_kwonlyargcount
+        return kind, (part.co_code, part.co_exceptiontable, part.co_flags, *names, *part.co_consts)
+    if isinstance(part, types.ModuleType):
+        return kind, (part.__name__,)
+    if isinstance(part, types.MethodType):
+        return kind, (part.__self__, part.__func__)
+    if isinstance(part, (staticmethod, classmethod)):
+        return kind, (part.__func__,)
+    if isinstance(part, property):
+        return kind, (part.fget, part.fset, part.fdel)
+    if isinstance(part, types.CellType):
+        with contextlib.suppress(ValueError):  # not filled yet
+            return kind, (part.cell_contents,)
+    attributes = getattr(part, "__dict__", None)
+    try:
+        made = part.__reduce_ex__(4)
+    except Exception:  # no pickle for it
+        return kind, (type(part), attributes)
+    if isinstance(made, str):
+        return kind, (getattr(part, "__module__", None), made, attributes)
+    return kind, (type(part), *made[:3], *(list(more or ()) for more in made[3:5]))
+
+
+def _code(function: types.FunctionType) -> Iterator:
+    """What a function computes with, its arguments aside."""
+    code, space = function.__code__, function.__globals__
+    home = str(space.get("__name__"))
+    yield from function.__closure__ or ()
+    if _installed(home):
+        yield f"{home}.{code.co_qualname}"
+        return
+    yield code
+    loaded, names = _names(code)
+    found, opened = [(name, space[name]) for name in loaded if name in space], []
+    for name, value in found:
+        yield name
+        yield value
+        if isinstance(value, types.ModuleType) and value not in opened:
+            opened.append(value)
+            if not _installed(value.__name__):
+                found += [(n, getattr(value, n)) for n in names if hasattr(value, n)]
+
+
+@functools.cache
+def _names(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """The globals that a code reads, that of inner functions included, and all names in it."""
+    inner = [_names(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    loads = [
+        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    ]
+    return (
+        sorted({*loads, *(n for loaded, _ in inner for n in loaded)}),
+        sorted({*code.co_names, *(n for _, names in inner for n in names)}),
+    )
+
+
+@functools.cache
+def _installed(module: str) -> bool:
+    """Whether a module is Python's or an installed package's (or this one, which counts)."""
+    top = module.split(".")[0]
+    if top in ("vplib", "__main__"):  # a kernel's __main__ says it is of ipykernel
+        return module == __name__
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return top in {*sys.stdlib_module_names, "torch"} or bool(
+        {"site-packages", "dist-packages"} & set(Path(file).parts)
+    )
 
 
 def _members(kind: type) -> dict:
-    """What a class that is not torch's own computes with, by name."""
-    if kind.__module__.split(".")[0] in ("builtins", "torch"):
+    """What a class that is not of an installed package computes with, by name."""
+    if _installed(kind.__module__):
         return {}
-    return {
-        name: repr(value) if isinstance(value, type) else getattr(value, "__func__", value)
-        for name, value in vars(kind).items()
-        if not name.startswith("__") or callable(value)
-    }
+    return {k: v for k, v in vars(kind).items() if not k.startswith("__") or callable(v)}
 
 
 def _tell(template: str, *about) -> None:
-    """Warns in one line, once for each template."""
+    """Warns in one line, once for each template, at the line that called into vplib."""
     if template not in _told:
         _told.add(template)
-        warnings.warn(" ".join(template.format(*about).split()), stacklevel=4)
+        frame, level = sys._getframe(), 1
+        while frame.f_back and frame.f_globals.get("__name__", "").startswith("vplib."):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(" ".join(template.format(*about).split()), stacklevel=level)

@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 
 def names() -> list[str]:
     """The exercises there are, as "notebook.exercise"."""
@@ -45,3 +47,69 @@ def check(name: str, attempt: Callable) -> None:
     except Exception as error:
         verdict = f"your function stopped with {type(error).__name__}: {error}"
     print(f"{name}: {verdict or 'not attempted yet'}")
+
+
+def judge(value, right, why: str, mistakes: dict, hint: str, tolerance: float = 1e-4) -> str | None:
+    """The sentence about an answer: what a check returns.
+
+    Numbers, truth values, tensors and arrays of any device are compared alike, a list or tuple item
+    by item. Truth values are no numbers, and NaN is never right.
+
+    Args:
+        value: the reader's answer; None, or a list with None in it, is not attempted.
+        right: the right answer.
+        why: what to say of it, after "right: ".
+        mistakes: by what to say, the answer that this mistake gives (of any shape), or a test of
+            answers that have the kind and shape of the right one.
+        hint: what to say of any other answer.
+        tolerance: largest difference of two numbers that count as equal.
+    """
+    if value is None or isinstance(value, list | tuple) and any(v is None for v in value):
+        return None
+    same, unlike = _compare(value, right, tolerance)
+    if same:
+        return f"right: {why}"
+    for said, wrong in mistakes.items():
+        if not callable(wrong) and _compare(value, wrong, tolerance)[0]:
+            return said
+    if unlike:
+        return f"{unlike}: {hint}"
+    value = value if isinstance(right, list | tuple) else _plain(value)
+    return next((s for s, test in mistakes.items() if callable(test) and test(value)), hint)
+
+
+def _compare(value, right, tolerance: float) -> tuple[bool, str]:
+    """Whether two answers are equal, and how they differ in kind or shape, "" if they do not."""
+    if isinstance(right, list | tuple):
+        several = isinstance(value, list | tuple) or getattr(value, "ndim", 0)
+        if not several or len(value) != len(right):
+            return False, f"return {len(right)} values, not {_described(value)}"
+        found = [_compare(v, r, tolerance) for v, r in zip(value, right, strict=True)]
+        return all(same for same, _ in found), next((u for _, u in found if u), "")
+    value, right = _plain(value), _plain(right)
+    if _described(value) != _described(right):
+        return False, f"return {_described(right)}, not {_described(value)}"
+    return torch.allclose(value.double(), right.double(), rtol=0, atol=tolerance), ""
+
+
+def _plain(value):
+    """A tensor of truth values or doubles; the value itself where it is nothing of the kind."""
+    try:
+        dtype = torch.as_tensor(value).dtype
+        if dtype.is_complex:
+            return value
+        dtype = dtype if dtype == torch.bool else torch.double
+        return torch.as_tensor(value, dtype=dtype).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return value
+
+
+def _described(value) -> str:
+    """The kind and shape of an answer, in words."""
+    value = _plain(value)
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        return type(value).__name__
+    truth = value.dtype == torch.bool
+    if not value.ndim:
+        return "True or False" if truth else "a number"
+    return f"{'truth values' if truth else 'numbers'} of shape {tuple(value.shape)}"

@@ -5,6 +5,8 @@ import importlib.metadata
 import math
 import platform
 import random
+import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -146,12 +148,40 @@ def has_front_end() -> bool:
 
 
 def progress(iterable, description: str, total: int | None = None):
-    """A tqdm bar that appears after two seconds, and only where someone watches."""
+    """A tqdm bar, where someone watches, once this call or the cell's calls have taken two seconds.
+
+    So a cell of many short calls shows a bar as well; one that follows the last one within 0.2
+    seconds shows only after as long, for a thousand bars a second would cost more than the work.
+    """
     from tqdm.auto import tqdm
 
     in_kernel = display() is not None
     disable = not has_front_end() if in_kernel else None  # None: off where stderr is no terminal
-    return tqdm(iterable, desc=description, total=total, delay=2, leave=False, disable=disable)
+    delay = _delay(_running_cell(), time.monotonic())
+    return tqdm(iterable, desc=description, total=total, delay=delay, leave=False, disable=disable)
+
+
+_shown = SimpleNamespace(
+    cell=None, since=-math.inf, last=-math.inf
+)  # first bar asked for; last one
+
+
+def _delay(cell: int | None, now: float) -> float:
+    """After how many seconds a bar appears that is asked for now."""
+    if cell != _shown.cell or _shown.since == -math.inf:
+        _shown.cell, _shown.since, _shown.last = cell, now, -math.inf
+    if now < _shown.since + 2:
+        return _shown.since + 2 - now
+    if now < _shown.last + 0.2:
+        return 0.2
+    _shown.last = now
+    return 0
+
+
+def _running_cell() -> int | None:
+    """The number of the running cell; None outside of IPython, where a process is one cell."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "execution_count", None)
 
 
 def concurrently(calls: Mapping[str, Callable], device="cpu", description: str = "") -> dict:
@@ -172,6 +202,8 @@ def concurrently(calls: Mapping[str, Callable], device="cpu", description: str =
     """
     import torch
 
+    from vplib import threads
+
     total = torch.get_num_threads()
     workers = min(total, len(calls)) if torch.device(device).type == "cpu" else 1
     names = progress(calls, description) if description else calls
@@ -179,12 +211,13 @@ def concurrently(calls: Mapping[str, Callable], device="cpu", description: str =
         return {name: calls[name]() for name in names}
     share = max(1, total // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
-    try:
-        running = {name: pool.submit(call) for name, call in calls.items()}
-        return {name: running[name].result() for name in names}
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(total)  # the workers set it for threads to come
+    with threads.blas(share):
+        try:
+            running = {name: pool.submit(call) for name, call in calls.items()}
+            return {name: running[name].result() for name in names}
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(total)  # the workers set it for threads to come
 
 
 def versions() -> None:

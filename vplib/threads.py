@@ -1,26 +1,56 @@
 """How many cores a computation takes: small ones take one."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import threadpoolctl
+
+if TYPE_CHECKING:  # the process of an encrypted server needs none of torch
+    from torch import Tensor
 
 
 @contextmanager
-def one_thread(images: Tensor) -> Iterator[None]:
-    """Tiny products run on one core inside.
+def one_thread(images: "Tensor | None" = None) -> Iterator[None]:
+    """Small products run on one core inside, torch's and those of numpy's BLAS.
 
     A second one gains little on them, and where others want it too (thirty students on one
     server, two test workers) waiting for it costs twenty times as much.
 
     Args:
         images: (N, ...) what is computed on; large ones, and other devices, keep their threads.
+            None: all products inside are small.
     """
-    before = torch.get_num_threads()
-    tiny = images.device.type == "cpu" and images[0].numel() < 2048
-    torch.set_num_threads(1 if tiny else before)
-    try:
+    if images is not None and (images.device.type != "cpu" or images[0].numel() >= 2048):
         yield
-    finally:
-        torch.set_num_threads(before)
+        return
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    with blas(1):
+        try:
+            if torch:
+                torch.set_num_threads(1)
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(before)
+
+
+def blas(num_threads: int):
+    """A context in which numpy's BLAS takes so many threads, in all of the process.
+
+    Two of Python's threads side by side would take it from each other, so `concurrently` holds it
+    around all of its own.
+
+    Args:
+        num_threads: 1 or more.
+    """
+    return _libraries().limit(limits=num_threads, user_api="blas")
+
+
+@cache
+def _libraries() -> threadpoolctl.ThreadpoolController:
+    """The libraries with threads of their own; finding them takes 40 ms, setting them under 0.2."""
+    return threadpoolctl.ThreadpoolController()

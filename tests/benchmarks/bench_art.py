@@ -94,9 +94,7 @@ def attack_of_vplib(found, shadow_pool, pool, answers):
     shadows, asked = found
     inside = shadows.membership(len(shadow_pool))
     judges = attack.train_attack_models(asked, shadow_pool.labels, inside)
-    return torch.stack(
-        [attack.score_members(judges, lambda _, a=a: a, None, pool.labels) for a in answers]
-    )
+    return attack.score_members(judges, answers, pool.labels)
 
 
 def accuracy(trained, test) -> float:

@@ -7,9 +7,15 @@ Seconds are CPU seconds of one thread, for both sides, from a request's bytes to
 batch of the plain form takes minutes, so it runs once, on 64 images: its time does not depend on
 how many slots are used. Networks are random, for timings do not depend on weights; both sides of a
 row evaluate the same one, and their answers are compared. Nothing is asserted.
+
+Many at once: what a batch costs each of four processes that share the cores. As many threads as
+there are cores in each cost twenty times the CPU seconds there; with one each it is what it is
+alone, but for the processor's cache, which they share too.
 """
 
 import argparse
+import multiprocessing
+import os
 import platform
 import statistics
 import time
@@ -56,7 +62,7 @@ def ask(client, server, images):
 
 def batches(rounds: int) -> None:
     """A full batch by lanes, and the plain form's."""
-    network = inference.random_network(0, **CRYPTONETS)
+    network = networks.random_network(0, **CRYPTONETS)
     key, images = messages.new_session_key(), np.random.default_rng(0).random((4095, 28, 28))
     server = lanes.LaneServer(networks.quantize(network, (9, 10, 9), 20), key, images[0])
     client = inference.connect(server.offer(), key)
@@ -100,7 +106,7 @@ def tutorial_answer(network, encoded, windows):
 
 def single(rounds: int) -> None:
     """One image by packed taps, and as in the tutorial, in turns."""
-    network = inference.random_network(0, **TUTORIAL)
+    network = networks.random_network(0, **TUTORIAL)
     key, images = messages.new_session_key(), np.random.default_rng(0).random((1, 28, 28))
     server = taps.TapServer(network, key, images[0])
     client = inference.connect(server.offer(), key)
@@ -138,12 +144,47 @@ def single(rounds: int) -> None:
     print(f"  ratio {statistics.median(slow) / statistics.median(fast):.0f}x, goal 35x")
 
 
+def answered(together) -> float:
+    """CPU seconds of a server's answer to a full batch, in a process of its own.
+
+    The lanes are random numbers: what a server does with them is the same for all.
+    """
+    network, rng = networks.random_network(0, **CRYPTONETS), np.random.default_rng(0)
+    key = messages.new_session_key()
+    server = lanes.LaneServer(networks.quantize(network, (9, 10, 9), 20), key, rng.random((28, 28)))
+    about = dict(form=server.form, parameters=server.parameters.id, key="", nonce="")
+    shape, seconds = (8192 // lanes.CHUNK, 28**2, 2, lanes.CHUNK), 0.0
+    together.wait(600)
+    for part, prime in enumerate(server.primes):
+        lane = rng.integers(prime, size=shape, dtype="<u4")
+        about |= dict(part=part, parts=len(server.primes))
+        message = messages.pack_message(key, "request", lane, **about)
+        seconds += clocked(lambda message=message: server.answer(message))[1]
+    return seconds
+
+
+def many_at_once(rounds: int, processes: int = 4) -> None:
+    """The CPU seconds of batches answered by several processes at once, against alone."""
+    fresh, spent = multiprocessing.get_context("spawn"), {}
+    with fresh.Manager() as manager:
+        for count in (1, processes):
+            spent[count] = []
+            for _ in range(rounds):
+                with fresh.Pool(count) as pool:
+                    barrier = [manager.Barrier(count)] * count
+                    spent[count] += pool.map(answered, barrier, chunksize=1)
+    alone, each = (statistics.mean(spent[count]) for count in (1, processes))
+    print(f"\nlanes, {processes} processes at once on {os.cpu_count()} cores, a batch each")
+    print(f"  alone {alone:.2f} s, at once {each:.2f} s each; ratio {each / alone:.2f}, goal 1.3")
+
+
 def main() -> None:
     """Compares both forms."""
     parser = argparse.ArgumentParser(description="encrypted inference against TenSEAL")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of the fast sides")
     options = parser.parse_args()
     print(f"{messages.seal_version()}, one thread, {platform.machine()}; CPU seconds, medians")
+    many_at_once(options.rounds)
     single(options.rounds)
     batches(options.rounds)
 

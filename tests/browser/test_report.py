@@ -2,9 +2,10 @@
 
 import base64
 import io
-import json
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 from vplib.runner import report
@@ -41,25 +42,26 @@ def png(side):
 
 def executed(path, seed=0, sweep=None, error=None, outcome="holds"):
     """An executed notebook, made without a kernel."""
-    claim = {"of": "Paper 2020", "claim": "a long claim " * 6, "paper": "0.9", "why": "too small"}
-    claim |= {"ours": f"{0.5 + seed / 8:.3f} of everything", "outcome": outcome}
+    claim = {"of": "Paper 2020", "claim": "a long claim " * 6, "paper": "0.9", "why": ""}
+    claim |= {"ours": {"AUC": 0.5 + seed / 8, "floor": [0.5, 0.4, 0.6]}, "outcome": outcome}
+    claim |= {"shown": f"AUC: {0.5 + seed / 8:.3f}; floor: 0.50 [0.40, 0.60]"}
+    claim |= {"headline": True, "control": False, "no_control": ""}
     payloads = [{"claims": [claim]}, {"record": {"name": "accuracy", "value": seed / 8}}]
     payloads += [{"versions": {"python": "3.11", "platform": "Linux-" + "x" * 60}}]
-    outputs = [{"output_type": "display_data", "data": {report.MIME: p}} for p in payloads]
-    outputs += [{"output_type": "display_data", "data": {"image/png": png(900)}}]
+    outputs = [new_output("display_data", {report.MIME: payload}) for payload in payloads]
+    outputs += [new_output("display_data", {"image/png": png(900)})]
     if error:
-        outputs += [{"output_type": "error", "ename": "ValueError", "evalue": error * 40,
-                     "traceback": ["one", "two"]}]  # fmt: skip
-    source = "SEED = 0\nRATE = 0.5"
+        traceback = ["one", "two"]
+        outputs += [new_output("error", ename="ValueError", evalue=error * 40, traceback=traceback)]
     cells = [
-        {"cell_type": "markdown", "source": "# A title\n\n![What is seen](../gallery/a.png)"},
-        {"cell_type": "code", "source": source, "metadata": {"tags": ["parameters"]}},
-        {"cell_type": "code", "source": "x", "metadata": {"tags": ["hero"]}, "outputs": outputs},
+        new_markdown_cell("# A title\n\n![What is seen](../gallery/a.png)"),
+        new_code_cell("SEED = 0\nRATE = 0.5", metadata={"tags": ["parameters"]}),
+        new_code_cell("x", metadata={"tags": ["hero"]}, outputs=outputs),
     ]
     run = {"parameters": {"SEED": seed, "RATE": seed % 2 / 2}, "duration": 2.5 + seed}
     about = {"title": f"Notebook {path.stem}"} | ({"sweep": sweep} if sweep else {})
-    metadata = {"vplib": about, "papermill": run}
-    report.write_beside(path, json.dumps({"cells": cells, "metadata": metadata}).encode())
+    notebook = new_notebook(cells=cells, metadata={"vplib": about, "papermill": run})
+    report.write_beside(path, nbformat.writes(notebook).encode())
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +111,8 @@ def test_headings_links_and_tables_can_be_used(opened):
     assert page.evaluate("document.activeElement.className") == "scroll"
     page.get_by_text("All points").click()
     assert (
-        page.get_by_role("cell", name="SEED=5 RATE=0.5")
-        .or_(page.get_by_role("rowheader", name="SEED=5 RATE=0.5"))
+        page.get_by_role("cell", name="RATE=0.5 SEED=5")
+        .or_(page.get_by_role("rowheader", name="RATE=0.5 SEED=5"))
         .is_visible()
     )
 
@@ -122,12 +124,13 @@ def test_its_numbers_are_those_of_the_notebooks(opened, written):
     for name in ("attacks/first", "failing"):
         notebook = report.read(folder / f"{name}.ipynb")
         (claim,) = report.claims(notebook)
-        assert claim["ours"] in text
+        assert claim["shown"] in text and "★ headline" in text
         row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=name))
         cells = row.first.get_by_role("cell").all_inner_texts()
         assert cells[0] == report.outcome(notebook)
         assert cells[2] == f"{notebook['metadata']['papermill']['duration']:.1f}"
     # seeds 0, 2, 4 have RATE 0, and seeds 1, 3, 5 have 0.5
-    assert "0.750 (0.500 to 1.000) of everything" in text
-    assert "0.875 (0.625 to 1.125) of everything" in text
+    # each a standard deviation of 0.25 over three seeds
+    assert "AUC: 0.75 ± 0.14; floor: 0.5 ± 0" in text and "0.5 to 1" in text
+    assert "AUC: 0.875 ± 0.14; floor: 0.5 ± 0" in text and "0.625 to 1.125" in text
     assert "ValueError: averyveryverylongword" in text

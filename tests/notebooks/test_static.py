@@ -115,7 +115,7 @@ BREAKS = {
     "sections swapped": (lambda n: _edit(n, "## Explore", "## Setup"), "'Explore'"),
     "no SEED": (lambda n: _edit(n, "SEED = 0\n", ""), "SEED is missing"),
     "no DATASET": (
-        lambda n: _edit(n, 'DATASET = "digits"', 'DATA = "digits"'),
+        lambda n: _edit(n, "DATASET = None", "DATA = None"),
         "DATASET is missing",
     ),
     "a computed parameter": (lambda n: _edit(n, "SEED = 0", "SEED = 1 - 1"), "no NAME = literal"),

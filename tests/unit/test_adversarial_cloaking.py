@@ -22,7 +22,7 @@ def extractor(channels=3, size=32, seed=0):
     """An untrained network: its embedding can be moved as a trained one's can."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        embed = recognition.resnet((channels, size, size), channels=(4, 6, 8), dim=8)
+        embed = recognition.resnet((channels, size, size), channels=(4, 6, 8))
         embed.train()(torch.rand(64, channels, size, size))  # fills the batch norms
     return embed.eval().requires_grad_(False)
 

@@ -1,6 +1,10 @@
 """Trained models on disk: found again, never mistaken, never half, whatever happens to them."""
 
+import collections
+import dataclasses
+import enum
 import errno
+import functools
 import io
 import json
 import multiprocessing
@@ -8,10 +12,13 @@ import os
 import pickle
 import subprocess
 import sys
+import textwrap
 import time
+import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -135,6 +142,39 @@ def test_what_was_reused_can_be_trained_on():
     assert torch.equal(train().state["1.weight"], before)
 
 
+# Anything slow
+
+
+def test_what_is_kept_is_computed_once_and_read_after():
+    asked = []
+
+    def compute():
+        asked.append(1)
+        weights = torch.arange(6.0).view(2, 3).requires_grad_()
+        return {"weights": weights, "tied": weights, "turned": weights.t(), "count": torch.ones(())}
+
+    first, second = (cache.kept((compute.__name__, 0.5), compute, num_models=3) for _ in range(2))
+    assert len(asked) == 1 and cache.counts == {"reused": 3, "trained": 3}
+    for found in (first, second):
+        assert list(found["turned"].shape) == [3, 2] and found["turned"][2].tolist() == [2, 5]
+        assert torch.equal(found["tied"], torch.arange(6.0).view(2, 3)) and found["count"] == 1
+        assert not any(value.requires_grad for value in found.values())
+    assert cache.kept((compute.__name__, 0.25), compute).keys() == first.keys() and len(asked) == 2
+    assert cache.counts == {"reused": 3, "trained": 4} and len(whole_files()) == 2
+
+
+def test_nothing_is_kept_without_parts(place):
+    found = [cache.kept(None, lambda: {"a": torch.ones(2)})["a"].tolist() for _ in range(2)]
+    assert found == [[1, 1]] * 2 and cache.counts == {"reused": 0, "trained": 2}
+    assert not place.exists()
+
+
+def test_another_torch_computes_anew(monkeypatch):
+    cache.kept(("a",), lambda: {"a": torch.ones(1)})
+    monkeypatch.setattr(torch, "__version__", torch.__version__ + ".1")
+    assert cache.kept(("a",), lambda: {"a": torch.zeros(1)})["a"] == 0
+
+
 # What decides a model
 
 
@@ -178,6 +218,25 @@ class Net(Base):
             x = x * self.scale + self.shift
         return [super(Net, self).forward(x) for _ in kinds][-1]
 """
+
+
+MODEL = """
+class Net(torch.nn.Module):
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+    def forward(self, x):
+        return x * self.held
+found = torch.nn.Sequential(Net({}))
+"""
+
+
+def held_key(cell, value):
+    """The key of what one of `CELLS` makes with a value."""
+    space = {"__name__": "__main__", "F": nn.functional, "np": np, "nn": nn, "torch": torch}
+    space |= {m.__name__: m for m in (collections, dataclasses, enum, functools, types)}
+    exec(textwrap.dedent(CELLS[cell]).replace("VALUE", value), space)
+    return cache.fingerprint(space["found"])
 
 
 def changed(tensor, row=0):
@@ -336,6 +395,216 @@ def test_fingerprints_do_not_run_into_each_other():
         ({"a": 1},), ({"a": 2},), ({"a": {"b": 1}},), ({"b": 1},), ({"a": 1, "b": 1},), ({},),
     ]  # fmt: skip
     assert len({cache.fingerprint(*p) for p in parts}) == len(parts)
+
+
+SMOOTHED = "F.cross_entropy(o, t, label_smoothing=v)"
+CELLS = {  # in each, VALUE decides what `found` computes
+    "a variable of a closure": f"""
+        def make(v):
+            return lambda o, t: {SMOOTHED}
+        found = make(VALUE)""",
+    "a variable of an outer closure": f"""
+        def make(v):
+            def loss(o, t):
+                return (lambda: {SMOOTHED})()
+            return loss
+        found = make(VALUE)""",
+    "a default": f"def found(o, t, v=VALUE): return {SMOOTHED}",
+    "a default by name": f"def found(o, t, *, v=VALUE): return {SMOOTHED}",
+    "an attribute of a function": """
+        def found(x): return x * found.v
+        found.v = VALUE""",
+    "a global": f"""
+        v = VALUE
+        def found(o, t): return {SMOOTHED}""",
+    "a global that an inner function reads": f"""
+        v = VALUE
+        def found(o, t): return [{SMOOTHED} for _ in range(2)][0] + (lambda: {SMOOTHED})()""",
+    "a global of a function that is called": f"""
+        v = VALUE
+        def inner(o, t): return {SMOOTHED}
+        def found(o, t): return inner(o, t)""",
+    "two functions that call each other": """
+        v = VALUE
+        def odd(x): return even(x - 1) if x else v
+        def even(x): return odd(x - 1) if x else -v
+        found = odd""",
+    "a global tensor": """
+        weights = torch.tensor([1.0, VALUE])
+        def found(o, t): return (o * weights).sum()""",
+    "a global array": """
+        weights = np.array([1.0, VALUE])
+        def found(o, t): return (o * weights).sum()""",
+    "a global dict": """
+        settings = {"a": [1, (VALUE, None)], "b": {1, 2}}
+        def found(o, t): return settings["a"][1][0]""",
+    "a dict that nobody may change": """
+        settings = types.MappingProxyType({"a": VALUE})
+        def found(o, t): return settings["a"]""",
+    "a namespace": """
+        cfg = types.SimpleNamespace(v=VALUE)
+        def found(o, t): return cfg.v""",
+    "a module of the user's": """
+        mine = types.ModuleType("mine")
+        exec("v = VALUE\\ndef inner(x): return x * v", vars(mine))
+        mine.itself = mine
+        def found(x): return mine.inner(x) + mine.itself.inner(x)""",
+    "a global model": """
+        teacher = torch.nn.Linear(2, 2)
+        torch.nn.init.constant_(teacher.weight, VALUE); torch.nn.init.zeros_(teacher.bias)
+        def found(o, t): return teacher(o)""",
+    "a partial": """
+        def inner(v, o, t): return v
+        found = functools.partial(inner, VALUE)""",
+    "a name of a partial": "found = functools.partial(F.cross_entropy, label_smoothing=VALUE)",
+    "a bound method": """
+        class Loss:
+            def __init__(self, v): self.v = v
+            def of(self, o, t): return self.v
+        found = Loss(VALUE).of""",
+    "an object": """
+        class Loss:
+            def __init__(self, v): self.v, self.me, self.f = v, self, lambda: v
+            def __call__(self, o, t): return self.v
+        found = Loss(VALUE)""",
+    "an object within objects": """
+        class Held: pass
+        found = Held()
+        found.a = [Held(), {"b": Held()}]
+        found.a[1]["b"].v = VALUE""",
+    "slots": """
+        class Loss:
+            __slots__ = "v"
+            def __init__(self, v): self.v = v
+        found = Loss(VALUE)""",
+    "a class": """
+        class Loss:
+            v = VALUE
+        found = Loss""",
+    "a class's methods": """
+        v = VALUE
+        class Base:
+            @classmethod
+            def a(cls): return v
+        class Loss(Base):
+            def __call__(self, o, t): return super().a()
+        found = Loss()""",
+    "a property": """
+        class Loss:
+            @property
+            def v(self): return VALUE
+        found = Loss()""",
+    "a static method": """
+        class Loss:
+            @staticmethod
+            def v(): return VALUE
+        found = Loss()""",
+    "a dataclass": """
+        @dataclasses.dataclass(frozen=True)
+        class Loss:
+            v: float
+        found = Loss(VALUE)""",
+    "a member": """
+        class Kind(enum.Enum):
+            a = 1.5 + VALUE
+        found = Kind.a""",
+    "a subclass of dict": "found = collections.OrderedDict(a=VALUE)",
+    "a subclass of tuple": "found = collections.namedtuple('Pair', 'a b')(1, VALUE)",
+    "a queue": "found = collections.deque([VALUE])",
+    "decorated by torch": """
+        @torch.no_grad()
+        def found(x): return x * VALUE""",
+    "decorated by Python": """
+        @functools.cache
+        def found(x): return x * VALUE""",
+    "decorated by the user": """
+        def twice(f):
+            @functools.wraps(f)
+            def doubled(x): return 2 * f(x)
+            return doubled
+        @twice
+        def found(x): return x * VALUE""",
+    "an except clause": """
+        def found(x):
+            try: return x.a
+            except AttributeError: return VALUE""",
+    "a generator's state": "found = torch.Generator().manual_seed(int(10 * VALUE))",
+    "a numpy generator's state": "found = np.random.default_rng(int(10 * VALUE))",
+    "a model's number": MODEL.format("VALUE"),
+    "a model's tensor": MODEL.format("torch.tensor(VALUE)"),
+    "a model's function": MODEL.format("(lambda v: lambda x: x * v)(VALUE)"),
+    "a model's partial": MODEL.format("functools.partial(torch.mul, VALUE)"),
+    "a model's dict": MODEL.format("{'a': {'b': VALUE}}"),
+    "a model's object": MODEL.format("types.SimpleNamespace(v=[VALUE])"),
+    "a global of a model": MODEL.format("None").replace("self.held", "v") + "\nv = VALUE",
+    "a hook": MODEL.format("None")
+    + "\nfound[0].register_forward_hook(lambda m, x, y, v=VALUE: y * v)",
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_value_changes_the_key(cell):
+    keys = [held_key(cell, value) for value in ("0.0", "0.9", "0.0")]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_equal_contents_have_equal_keys_in_every_process():
+    source = "print(t.json.dumps([t.held_key(cell, '0.9') for cell in t.CELLS]))"
+    here = [held_key(cell, "0.9") for cell in CELLS]
+    assert len(set(here)) == len(here)
+    for seed in ("1", "2"):  # of Python's hashes, which order sets
+        assert json.loads(finish(start(source, PYTHONHASHSEED=seed))) == here
+
+
+def test_what_a_name_stands_for_elsewhere_does_not_change_the_key():
+    found = [
+        typed(f"mean, other = {v}, {v}\ndef f(x, other): return x.mean() + other", "f")
+        for v in (1, 2)
+    ]
+    assert cache.fingerprint(found[0]) == cache.fingerprint(found[1])
+
+
+def test_code_counts_by_what_it_does():
+    sources = [
+        "def f(a, b): return a - b",
+        "def f(b, a): return b - a",  # another result by name
+        "def f(a, b): return b - a",
+        "def f(a, *, b): return a - b",
+        "def f(a, b): return (a - b,)",
+        "def f(a, b):\n    yield a - b",
+    ]
+    assert len({cache.fingerprint(typed(source, "f")) for source in sources}) == len(sources)
+    assert cache.fingerprint(torch.relu) != cache.fingerprint(torch.tanh)
+    assert cache.fingerprint([1], 2) != cache.fingerprint([1, 2])
+
+
+def test_the_code_of_vplib_counts_and_what_it_remembers_does_not(monkeypatch):
+    keys = [cache.fingerprint(training.fit_many)]
+    cache.counts["trained"] += 1
+    keys.append(cache.fingerprint(training.fit_many))
+    monkeypatch.setattr(training, "check_finite", lambda loss, lr: None)
+    keys.append(cache.fingerprint(training.fit_many))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_fingerprint_is_cheap():
+    a, model = 0.1, models.mlp((64,), 10, hidden=(32,))
+    parts = model, lambda o, t: nn.functional.cross_entropy(o, t, label_smoothing=a)
+    cache.fingerprint(*parts)
+    start = time.process_time()
+    for _ in range(20):
+        cache.fingerprint(*parts)
+    assert (time.process_time() - start) / 20 < 0.02  # a fifteenth of that, measured
+
+
+def test_a_loss_with_another_number_trains_other_models():
+    def smoothed(a):
+        return lambda o, t: nn.functional.cross_entropy(o, t, label_smoothing=a)
+
+    sharp, smooth, again = (train(loss=smoothed(a), form="loop") for a in (0, 0.9, 0.0 + 0.9))
+    assert not same(sharp, smooth) and same(smooth, again)
+    assert same(sharp, train(form="loop"))  # equal weights, under a key of its own
+    assert cache.counts == {"reused": CHUNK, "trained": 3 * CHUNK}
 
 
 # Damaged and foreign files
@@ -615,13 +884,13 @@ def test_a_loss_that_is_not_finite_keeps_the_models_before_it():
 # Other processes
 
 
-def start(source):
+def start(source, **environment):
     """A process of its own, with this module imported and chunks as small as here."""
     first = f"import test_cache as t\nt.training.CHUNK['cpu'] = {CHUNK}\n"
     return subprocess.Popen(
         [sys.executable, "-c", first + source],
         cwd=Path(__file__).parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

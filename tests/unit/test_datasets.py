@@ -24,7 +24,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
 from vplib import datasets, experiment, paths
-from vplib.datasets import DatasetUnavailable, ImageSet, fetching, folder, imageset, loading
+from vplib.datasets import DatasetUnavailable, ImageSet, fetching, folder, imageset
 
 QUICK = settings(deadline=None, max_examples=30)
 ROOT = Path(experiment.__file__).parents[1]
@@ -271,7 +271,7 @@ def test_classes_that_are_not_there(digits, classes):
 
 
 def test_a_class_named_twice(digits):
-    message = re.escape("digits: each class can be taken once only, not [1, 1]")
+    message = re.escape("digits: classes must lie in 0..9, each once, not [1, 1]")
     with pytest.raises(ValueError, match=message):
         digits.with_classes([1, 1])
 
@@ -950,7 +950,7 @@ def test_a_folder_in_the_users_home(photos, monkeypatch):
 def test_own_images_that_need_too_much_memory(photos, monkeypatch):
     photos(colour(0, 0, 0, size=(8, 8)))
     photos(colour(0, 0, 0, size=(8, 8)), to="dogs")
-    monkeypatch.setattr(loading, "MAX_BYTES", 2 * 3 * 8 * 8 * 4 - 1)
+    monkeypatch.setattr(imageset, "MAX_BYTES", 2 * 3 * 8 * 8 * 4 - 1)
     message = "2 images x 3 x 8 x 8 x 4 bytes = 0.0 GB, more than 0.0 GB; pass a smaller image_size"
     with pytest.raises(ValueError, match=re.escape(message)):
         photos.load()

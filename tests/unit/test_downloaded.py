@@ -22,7 +22,7 @@ from sklearn.datasets import fetch_lfw_people
 from torchvision import datasets as tv
 
 from vplib import datasets
-from vplib.datasets import DatasetUnavailable, downloaded, fetching, loading, stored
+from vplib.datasets import DatasetUnavailable, downloaded, fetching, imageset, loading, stored
 
 RNG = np.random.default_rng(0)
 TRAIN, TEST = 6, 4  # images in the tiny sets
@@ -364,7 +364,7 @@ def test_only_the_chosen_images_are_decoded(name, root, monkeypatch):
     assert len(opened) == 2
     opened.clear()
     shape = (2, SHAPES[name][0], 40, 40)
-    monkeypatch.setattr(loading, "MAX_BYTES", 4 * int(np.prod(shape)) - 1)
+    monkeypatch.setattr(imageset, "MAX_BYTES", 4 * int(np.prod(shape)) - 1)
     message = " x ".join(map(str, shape)) + " x 4 bytes = 0.0 GB, more than 0.0 GB; pass a smaller"
     message = message.replace("2 x", "2 images x", 1)
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -21,6 +21,17 @@ NETS = {
     "tanh": lambda: models.mlp(SHAPE, CLASSES, (9,), "tanh"),
     "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES, bias=False)),
     "cnn": lambda: models.cnn(SHAPE, CLASSES, (3,), 8),
+    "strides": lambda: models.lenet(SHAPE, CLASSES, "tanh", 4),
+    "dilated": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=(2, 1), dilation=(2, 1), stride=(1, 2), bias=False),
+        nn.ReLU(inplace=True),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, CLASSES),
+    ),
+    "groups": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, CLASSES)
+    ),
     "group norm": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, CLASSES)
     ),
@@ -200,6 +211,13 @@ def test_batch_norm_is_refused_before_training():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout(), nn.Linear(64, 64).requires_grad_(False)])
+def test_dropout_and_frozen_weights_are_refused(layer):
+    net = nn.Sequential(nn.Flatten(), layer, nn.Linear(64, CLASSES))
+    with pytest.raises(ValueError, match="buffers, dropout or frozen weights cannot be stacked"):
+        dp_sgd.check_trainable(net)
+
+
 def test_divergence_is_an_error():
     with pytest.raises(FloatingPointError, match="lower lr"):
         trained(lr=1e38, num_steps=20)
@@ -230,14 +248,14 @@ def test_lower_bound_is_where_the_p_value_crosses():
 def test_coverage_on_randomized_response(epsilon, confidence):
     """The mechanism flips each coin with chance 1 / (1 + e^epsilon): its epsilon is known, exactly.
 
-    Of 4,000 audits the bound exceeds epsilon no more often than stated, by more than chance allows
-    once in 1,000 right codes; and at 0.9 often enough that the bound is no idle one.
+    Of 4,000 audits it is refuted no more often than stated, by more than chance allows once in
+    1,000 right codes; and at 0.9 often enough that the test is no idle one.
     """
     rng = np.random.default_rng(0)
     m, repeats = 400, 4000
     rights = rng.binomial(m, 1 / (1 + math.exp(-epsilon)), repeats)
-    table = {v: dp_audit.lower_bound(int(v), m, m, 0.0, confidence) for v in set(rights.tolist())}
-    wrong = sum(table[v] > epsilon for v in rights.tolist())
+    table = {v: dp_audit.p_value(int(v), m, m, epsilon, 0.0) for v in set(rights.tolist())}
+    wrong = sum(table[v] <= 1 - confidence for v in rights.tolist())
     expected = (1 - confidence) * repeats
     assert wrong <= expected + 3.1 * math.sqrt(expected)
     if confidence == 0.9:
@@ -245,18 +263,19 @@ def test_coverage_on_randomized_response(epsilon, confidence):
 
 
 def test_coverage_on_a_gaussian_mechanism():
-    """Each coin is released with noise; guesses as the audit makes them; 300 audits at 95 %."""
+    """Each coin is released with noise; guesses as the audit makes them; 300 audits."""
     sigma, delta, m = 1.5, 1e-5, 500
     epsilon = dp_accounting.epsilon([(sigma, 1.0, 1)], delta, "prv")
     rng = torch.Generator().manual_seed(0)
-    bounds = []
+    values, bounds = [], []
     for _ in range(300):
         coins = torch.rand(m, generator=rng) < 0.5
         scores = coins + sigma * torch.randn(m, generator=rng)
         right = dp_audit.correct_guesses(scores, coins, 100)
-        bounds.append(dp_audit.lower_bound(right, 100, m, delta, 0.95))
-    assert sum(b > epsilon for b in bounds) <= 15  # 5 %
-    assert np.mean(bounds) > 0.1 * epsilon
+        values.append(dp_audit.p_value(right, 100, m, epsilon, delta))
+        bounds.append(dp_audit.lower_bound(right, 100, m, delta))
+    assert sum(v <= 0.05 for v in values) <= 15  # 5 %
+    assert 0 < np.mean(bounds) and max(bounds) < epsilon
 
 
 def test_guesses_are_the_extremes():
@@ -287,8 +306,8 @@ def test_canaries_are_released_as_inserted():
 def test_audit_errors():
     with pytest.raises(ValueError, match="correct <= guesses <= canaries"):
         dp_audit.lower_bound(5, 4, 10, 1e-5)
-    with pytest.raises(ValueError, match="must be probabilities"):
-        dp_audit.lower_bound(3, 4, 10, 1e-5, 1.0)
+    with pytest.raises(ValueError, match="delta must be a probability, not 1.0"):
+        dp_audit.lower_bound(3, 4, 10, 1.0)
     images, labels = batch(1, 6)
     with pytest.raises(ValueError, match="9999 canaries but"):
         dp_audit.run_with_canaries(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import re
 import sys
@@ -259,6 +260,24 @@ def test_progress_hands_every_item_through(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_short_calls_of_a_long_cell_show_a_bar(monkeypatch):
+    monkeypatch.setattr(experiment._shown, "since", -math.inf)
+    calls = [  # of cell, at second, with which delay
+        (1, 100.0, 2),
+        (1, 100.5, 1.5),
+        (1, 101.75, 0.25),
+        (1, 102.0, 0),  # two seconds have gone by without a bar
+        (1, 102.125, 0.2),  # too soon after the last one
+        (1, 103.5, 0),
+        (2, 103.75, 2),  # another cell begins anew
+        (2, 105.75, 0),
+        (None, 106.0, 2),  # a script is one cell
+        (None, 1000.0, 0),
+    ]
+    found = [experiment._delay(cell, now) for cell, now, _ in calls]
+    assert found == [delay for *_, delay in calls]
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -367,3 +386,27 @@ def test_progress_is_quiet_in_a_headless_kernel(kernel):
     )
     (shown,) = ask(kernel, code, allow_stdin=False)
     assert shown["text"] == "[0, 1, 2] True\n"
+
+
+COUNT = """
+delays = []
+for second in {seconds}:
+    experiment.time = type("clock", (), dict(monotonic=lambda: second))
+    bar = experiment.progress(range(2), "counting")
+    delays.append(bar.delay)
+    assert list(bar) == [0, 1]
+import time
+experiment.time = time
+print(delays)
+"""
+
+
+def test_progress_in_a_live_kernel_counts_the_short_calls_of_a_cell(kernel):
+    def count(seconds):
+        outputs = ask(kernel, COUNT.format(seconds=seconds), allow_stdin=True)
+        bars = [o for o in outputs if "data" in o]
+        (printed,) = (o["text"] for o in outputs if "text" in o)
+        return len(bars), json.loads(printed)
+
+    assert count([10, 11.5, 12, 12.125, 14]) == (2, [2, 0.5, 0, 0.2, 0])
+    assert count([14.5, 15.5]) == (0, [2, 1])  # another cell

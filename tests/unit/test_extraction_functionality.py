@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vplib import datasets, models, training
 from vplib.attacks.extraction_functionality import knockoff as attack
 from vplib.attacks.extraction_functionality import selection, transfer
+from vplib.nets import gan
 from vplib.victims import endpoint as api
 
 SHAPE, CLASSES = (1, 8, 8), 3
@@ -300,14 +301,14 @@ def test_dcgan_shapes_and_training(tmp_path, monkeypatch):
 
     def trained():
         torch.manual_seed(0)
-        generator, discriminator = models.dcgan(SHAPE, 5, channels=4)
+        generator, discriminator = gan.dcgan(SHAPE, channels=4)
         assert discriminator(images[:3]).shape == (3, 1)
-        return training.fit_gan(generator, discriminator, images, 5, num_steps=3)
+        return gan.fit_gan(generator, discriminator, images, num_steps=3)
 
     first, cached = trained(), trained()
-    latents = torch.randn(6, 5)
+    latents = torch.randn(6, gan.NUM_LATENTS)
     assert first(latents).shape == (6, *SHAPE) and not first.training
     assert torch.equal(first(latents), cached(latents))
     assert first(latents).min() >= 0 and first(latents).max() <= 1
     with pytest.raises(ValueError, match="cannot be halved twice"):
-        models.dcgan((1, 10, 8))
+        gan.dcgan((1, 10, 8), 4)

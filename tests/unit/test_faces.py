@@ -376,8 +376,8 @@ def test_load_and_people_agree():
         (dict(sessions=[0, 0]), "sessions must name each once; 2 are given, some twice"),
         (dict(seed=-1), "seed must be an integer from 0 to 4294967295, not -1"),
         (dict(glases=1), "photos have no 'glases' to fix; did you mean 'glasses'?"),
-        (dict(glasses=2), "glasses must be 0 or 1 for all photos, not 2"),
-        (dict(expression="angry"), "expression must be 0, 1, 2 or one of ('neutral', 'smiling'"),
+        (dict(glasses=2), "glasses must be one of (0, 1) for all photos, not 2"),
+        (dict(expression="angry"), "expression must be one of (0, 1, 2, 'neutral', 'smiling'"),
         (dict(yaw="left"), "yaw must be a finite number for all photos, not 'left'"),
         (dict(yaw=float("nan")), "yaw must be a finite number for all photos, not nan"),
         (dict(identities=range(40_000), photos_each=100), "4000000 images x 3 x 32 x 32 x 4 bytes"),
@@ -407,12 +407,12 @@ def test_what_is_no_sequence(ask, message):
 
 def test_parameters_that_do_not_fit():
     identity, nuisance = params(3)
-    with pytest.raises(ValueError, match="parameters nose_width are missing; start from those tha"):
+    with pytest.raises(ValueError, match="parameter 'nose_width' is missing; start from"):
         faces.render({k: v for k, v in identity.items() if k != "nose_width"}, nuisance)
-    with pytest.raises(ValueError, match="parameter 'yaw' has 2 rows, 'skin' has 3; each needs"):
+    with pytest.raises(ValueError, match="parameter 'yaw' has 2 rows, another 3; each needs"):
         faces.render(identity, {**nuisance, "yaw": nuisance["yaw"][:2]})
     none = ({k: v[:0] for k, v in params.items()} for params in (identity, nuisance))
-    with pytest.raises(ValueError, match="has 0 rows, 'skin' has 0; each needs one row an image"):
+    with pytest.raises(ValueError, match="has 0 rows, another 0; each needs one row an image"):
         faces.render(*none)
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest
+from skimage.metrics import peak_signal_noise_ratio as skimage_psnr
 from skimage.metrics import structural_similarity
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -108,6 +109,49 @@ def test_tpr_at_fpr_with_ties():
     assert metrics.tpr_at_fpr(scores, members, 0.5).value == pytest.approx(2 / 3)
 
 
+@QUICK
+@given(labelled, st.floats(0.05, 1), st.integers(-4, 4).map(float))
+def test_rates_by_counting_pairs(pairs, fpr, threshold):
+    scores, members = tensors(pairs)
+    inside = [s for s, m in pairs if m]
+    outside = [s for s, m in pairs if not m]
+    advantage = sum(s > threshold for s in inside) / len(inside)
+    advantage -= sum(s > threshold for s in outside) / len(outside)
+    assert metrics.membership_advantage(scores, members, threshold) == pytest.approx(advantage)
+    if fpr * len(outside) < 1:
+        return
+    # All cuts there are: a member is found where it lies above the cut, never where it ties.
+    cuts = [-math.inf, *sorted({s for s, _ in pairs})]
+    found = [
+        sum(s > cut for s in inside) / len(inside)
+        for cut in cuts
+        if sum(s > cut for s in outside) <= fpr * len(outside) + 1e-9
+    ]
+    assert metrics.tpr_at_fpr(scores, members, fpr).value == pytest.approx(max(found))
+
+
+def test_constant_scores_find_nobody():
+    scores, members = torch.ones(40), torch.arange(40) < 20
+    assert metrics.auc(scores, members) == 0.5
+    assert metrics.tpr_at_fpr(scores, members, 0.9).value == 0
+    assert metrics.membership_advantage(scores, members, 1.0) == 0
+    assert metrics.balanced_accuracy(scores, members, 1.0) == 0.5
+
+
+def test_infinite_scores_are_scores():
+    scores = torch.tensor([math.inf, 1.0, math.inf, 0.0, -math.inf])
+    members = torch.tensor([True, True, False, False, False])
+    fpr, tpr = metrics.roc(scores, members)
+    assert list(zip(fpr, tpr, strict=True)) == [
+        (0, 0),
+        (pytest.approx(1 / 3), 0.5),
+        (pytest.approx(1 / 3), 1),
+        (1, 1),
+    ]
+    assert metrics.auc(scores, members) == pytest.approx((2.5 + 2) / 6)
+    assert metrics.tpr_at_fpr(scores, members, 0.34).value == 1
+
+
 def test_rounding_does_not_cost_a_nonmember():
     assert 0.29 * 100 < 29
     # 29 of 100 nonmembers lie above 70; every member lies between the 29th and the 30th.
@@ -134,16 +178,14 @@ def test_tpr_at_fpr_is_the_best_point_of_the_curve(pairs, fpr):
 
 
 @pytest.mark.parametrize("caught", [0, 1, 3, 10])
-@pytest.mark.parametrize("confidence", [0.95, 0.999])
-def test_the_interval_is_clopper_and_pearsons(caught, confidence):
+def test_the_interval_is_clopper_and_pearsons(caught):
     scores = torch.cat([torch.arange(10) < caught, torch.arange(20) < 1]).float()
     members = torch.arange(30) < 10
-    found = metrics.tpr_at_fpr(scores, members, 0.05, confidence=confidence)
-    tail = (1 - confidence) / 2
-    low = 0 if caught == 0 else beta.ppf(tail, caught, 11 - caught)
-    high = 1 if caught == 10 else beta.ppf(1 - tail, caught + 1, 10 - caught)
+    found = metrics.tpr_at_fpr(scores, members, 0.05)
+    low = 0 if caught == 0 else beta.ppf(0.025, caught, 11 - caught)
+    high = 1 if caught == 10 else beta.ppf(0.975, caught + 1, 10 - caught)
     assert found == pytest.approx((caught / 10, low, high), abs=1e-9)
-    peer = binomtest(caught, 10).proportion_ci(confidence, method="exact")
+    peer = binomtest(caught, 10).proportion_ci(0.95, method="exact")
     assert found[1:] == pytest.approx((peer.low, peer.high), abs=1e-9)
 
 
@@ -235,13 +277,12 @@ def test_bootstrap_widens_with_confidence():
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
-def test_bootstrap_resamples_victims_as_the_normal_theory_says():
+def test_bootstrap_resamples_victims_as_the_normal_theory_says(monkeypatch):
+    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 2000)
     # The mean over victims of a number that each victim has: 2 x 1.96 standard errors.
     values = torch.randn(40, 1, generator=torch.Generator().manual_seed(0))
     members = torch.ones(40, 1, dtype=torch.bool)
-    found = metrics.bootstrap(
-        lambda s, m: float(s.mean()), values, members, num_resamples=2000, confidence=0.95
-    )
+    found = metrics.bootstrap(lambda s, m: float(s.mean()), values, members)
     expected = 2 * 1.96 * float(values.std(correction=0)) / math.sqrt(40)
     assert found.high - found.low == pytest.approx(expected, rel=0.1)
 
@@ -273,8 +314,10 @@ def test_errors(name):
         call(torch.tensor([math.nan, 0.9, math.nan, 0.4]), members)
     with pytest.raises(ValueError, match=r"scores \(4,\) but members \(4, 1\)"):
         call(scores, members[:, None])
-    with pytest.raises(ValueError, match="members must be truth values, not torch.int64"):
-        call(scores, members.long())
+    for dtype in (torch.int64, torch.uint8, torch.float32):
+        message = rf"members must be truth values, not {dtype}: pass members.bool\(\)"
+        with pytest.raises(ValueError, match=message):
+            call(scores, members.to(dtype))
     for everyone in (True, False):
         with pytest.raises(ValueError, match="need at least one member and one nonmember"):
             call(scores, torch.full((4,), everyone))
@@ -305,6 +348,36 @@ def test_psnr_by_hand():
     references = torch.full((3, 1, 4, 4), 0.5)
     images = references + torch.tensor([0.1, 0.01, 0.0]).view(3, 1, 1, 1)
     assert metrics.psnr(images, references).tolist() == pytest.approx([20, 40, math.inf], abs=1e-3)
+
+
+def test_psnr_and_ssim_of_a_broken_image_pass_no_bar():
+    images, references = some_images(n=2)
+    images[0, 0, 3, 3] = math.nan
+    for metric, bar in ((metrics.psnr, 0), (metrics.ssim, -1)):
+        found = metric(images, references)
+        assert found[0].isnan() and found[1] > bar
+        assert (found > bar).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim])
+def test_image_metrics_refuse_bytes_and_other_shapes(metric):
+    images, references = some_images()
+    message = r"pixels must lie in \[0, 1\], not be torch.uint8: divide by 255"
+    for pair in ((images, (255 * references).byte()), ((255 * images).byte(), references)):
+        with pytest.raises(ValueError, match=message):
+            metric(*pair)
+    with pytest.raises(ValueError, match=r"must both be \(N, C, H, W\), not \(4, 1, 24, 24\) and"):
+        metric(images, references[:1])
+    with pytest.raises(ValueError, match="must both be"):
+        metric(images[0], references[0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_psnr_is_scikit_images(channels):
+    images, references = some_images(channels=channels)
+    pairs = zip(references.numpy(), images.numpy(), strict=True)
+    peer = [skimage_psnr(*pair, data_range=1.0) for pair in pairs]
+    assert metrics.psnr(images, references).tolist() == pytest.approx(peer, abs=1e-3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

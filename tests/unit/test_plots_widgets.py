@@ -50,7 +50,23 @@ def draw_histograms(ax=None):
     return plots.histogram_pair(torch.randn(50), torch.randn(70), "loss (nats)", 0.5, ax=ax)
 
 
-DRAWINGS = pytest.mark.parametrize("draw", [draw_roc, draw_line, draw_histograms])
+def draw_bars(ax=None):
+    return plots.bars({"one": metrics.Estimate(0.6, 0.5, 0.7), "two": 0.4}, ax, chance=0.5)
+
+
+def draw_trade(ax=None):
+    points = {"noise": [(0.9, 0.6), (0.8, 0.55)], "PATE": torch.tensor([[0.85, 0.52]])}
+    names = dict(utility="test accuracy", loss="attack AUC")
+    return plots.privacy_utility(points, (0.95, 0.8), ax, chance=0.5, floor=0.58, **names)
+
+
+def draw_matrix(ax=None):
+    return plots.matrix(torch.rand(2, 3), "ab", "xyz", ax, vmin=0, vmax=1)
+
+
+DRAWINGS = pytest.mark.parametrize(
+    "draw", [draw_roc, draw_line, draw_histograms, draw_bars, draw_trade, draw_matrix]
+)
 
 
 @DRAWINGS
@@ -98,7 +114,7 @@ def test_roc_curves_of_one_long_victim_have_clopper_pearson_intervals():
     rng = torch.Generator().manual_seed(0)
     members = torch.arange(3000) < 1000
     values = torch.randn(3000, generator=rng) + 2 * members
-    ax = plots.roc_curves({"attack": (values, members)}, fprs=(0.01, 0.001))
+    ax = plots.roc_curves({"attack": (values, members)})
     (marked,) = ax.containers  # 2,000 nonmembers resolve 1 %, and 0.1 % only with two of them
     low, high = marked[2][0].get_segments()[0][:, 1]
     estimate = metrics.tpr_at_fpr(values, members, 0.01)
@@ -130,6 +146,105 @@ def test_line_with_one_repeat_has_no_band():
     ax = plots.line_with_band([1, 2], [[1.0], [2.0]], "once")
     corners = ax.collections[0].get_paths()[0].vertices
     assert {tuple(c) for c in corners.tolist()} == {(1, 1), (2, 2)}
+
+
+def test_line_with_band_takes_rows_of_any_make():
+    rows = [torch.tensor([1.0, 3.0]).requires_grad_(), np.array([2.0]), (4.0, 6.0, 8.0), 7]
+    ax = plots.line_with_band(torch.tensor([1, 2, 3, 4]), rows, "measured")
+    assert ax.lines[0].get_xydata().tolist() == [[1, 2], [2, 2], [3, 6], [4, 7]]
+
+
+class OnAnotherDevice(torch.Tensor):
+    """A tensor that numpy cannot read before it is copied to the CPU, like one on a GPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function.__name__ in ("numpy", "__array__"):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        return found.as_subclass(torch.Tensor) if function.__name__ in ("cpu", "tolist") else found
+
+
+def away(*shape):
+    return torch.rand(shape).as_subclass(OnAnotherDevice)
+
+
+def test_the_stand_in_for_a_gpu_refuses_numpy():
+    for read in (lambda x: x.numpy(), np.asarray, lambda x: np.array([x[0], x[1]])):
+        with pytest.raises(TypeError, match="can't convert"):
+            read(away(2))
+    assert away(2).detach().cpu().numpy().shape == (2,)
+
+
+def test_plots_take_tensors_of_any_device():
+    plots.line_with_band(away(3), away(3, 4), "a")
+    plots.line_with_band([1, 2], [away(4), away(4)], "a")
+    plots.histogram_pair(away(5), away(6), "loss", away(1)[0])
+    plots.matrix(away(2, 2), "ab", "cd")
+    plots.matrix([away(2), away(2)], "ab", "cd")
+    plots.bars({"a": away(5), "b": away(1)[0]}, chance=away(1)[0])
+    names = dict(utility="accuracy", loss="AUC")
+    plots.privacy_utility({"a": [(away(1)[0], 0.5)], "b": away(3, 2)}, away(2), **names)
+    plots.chance(plots.floor(plt.gca(), away(1)[0]), away(1)[0])
+    plots.image_row(away(2, 1, 4, 4))
+    plots.image_strips({"a": away(2, 3, 4, 4)})
+    members = torch.arange(40).view(2, 20) % 2 == 0
+    plots.roc_curves({"a": (away(2, 20), members.as_subclass(OnAnotherDevice))})
+
+
+def test_chance_and_floor_are_lines_with_a_name_and_a_look_of_their_own():
+    ax = plt.subplots()[1]
+    assert plots.chance(ax, 0.5) is ax and plots.floor(ax, 0.7) is ax
+    plots.chance(ax, 3, "one in three", axis="x")
+    across, best, upright = ax.lines
+    assert set(across.get_ydata()) == {0.5} and set(best.get_ydata()) == {0.7}
+    assert set(upright.get_xdata()) == {3}
+    labels = [line.get_label() for line in ax.lines]
+    assert labels == ["chance", "best guess without the model", "one in three"]
+    assert across.get_linestyle() != best.get_linestyle()
+
+
+def test_bars_by_hand():
+    values = {
+        "an estimate": metrics.Estimate(0.6, 0.55, 0.7),
+        "two repeats": [1.0, 3.0],  # standard error 1
+        "a number": 0.25,
+    }
+    ax = plots.bars(values, chance=0.5)
+    bars, errors = ax.containers[1], ax.containers[0].lines[2][0].get_segments()
+    assert [bar.get_width() for bar in bars] == pytest.approx([0.6, 2, 0.25])
+    ends = [segment[:, 0].tolist() for segment in errors]
+    assert ends == [pytest.approx(e) for e in ([0.55, 0.7], [0, 4], [0.25, 0.25])]
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(values)
+    assert [t.get_text() for t in ax.texts] == ["0.60", "2.00", "0.25"]
+    assert ax.yaxis_inverted()  # the first name is on top
+    assert legend_of(ax) == ["chance"] and set(ax.lines[-1].get_xdata()) == {0.5}
+    assert plots.bars(values).get_legend() is None
+
+
+def test_privacy_utility_by_hand():
+    ax = draw_trade()
+    noise, pate, star, chance, floor = ax.lines
+    assert noise.get_xydata().tolist() == [[0.9, 0.6], [0.8, 0.55]]
+    assert pate.get_xydata().tolist() == pytest.approx(np.array([[0.85, 0.52]]))
+    assert star.get_xydata().tolist() == [[0.95, 0.8]] and star.get_marker() == "*"
+    assert set(chance.get_ydata()) == {0.5} and set(floor.get_ydata()) == {0.58}
+    assert legend_of(ax) == ["noise", "PATE", "undefended", "chance", "best guess"]
+    assert noise.get_marker() != pate.get_marker() != star.get_marker()
+    assert ax.get_xlabel() == "test accuracy (better to the right)"
+    assert ax.get_ylabel() == "attack AUC (better below)"
+
+
+def test_matrices_share_a_scale_and_a_colour_bar():
+    figure, axes = plt.subplots(1, 2)
+    for ax, top in zip(axes, (0.2, 0.9), strict=True):
+        plots.matrix([[0.1, top]], ["a"], ["x", "y"], ax, vmin=0, vmax=1)
+    assert [ax.images[0].get_clim() for ax in axes] == [(0, 1), (0, 1)]
+    figure.colorbar(axes[0].images[0], ax=axes)
+    assert len(figure.axes) == 3
+    alone = plots.matrix([[0.1, 0.9]], ["a"], ["x", "y"])
+    assert alone.images[0].get_clim() == (0.1, 0.9)
+    assert [t.get_text() for t in alone.texts] == ["0.10", "0.90"]
 
 
 def test_histograms_are_shares_of_each_group():

@@ -32,8 +32,10 @@ FAST = False
 LIMIT = None"""
 PROFILES = "cfg = experiment.profile(\n    PROFILE, lab=dict(n=1), paper=dict(n=2)\n)"
 CLAIM = """claims = experiment.Claims("Core 2017", data=DATASET, asserted_on=("digits",))
-claims.check("more leaks", paper="0.52", ours=f"{SEED + 0.25}", holds=RATE < 1)
-claims.check("never seen", paper="0.9 <b>", ours="0.1", holds=False, not_reproduced="too small")
+claims.check("more leaks", paper="0.52", ours=SEED + 0.25, holds=RATE < 1,
+             control=False, headline=True)
+claims.check("never seen", paper="0.9 <b>", ours={"A": 0.1, "B": 2}, holds=True,
+             not_reproduced="too small")
 claims.show()"""
 FIGURE = """import matplotlib.pyplot as plt
 plt.figure(figsize=(2, 1)); plt.plot([0, SEED]); plt.show()"""
@@ -75,8 +77,10 @@ def payload(kind, value):
     return new_output("display_data", {report.MIME: {kind: value}, "text/plain": ""})
 
 
-def row(claim, outcome="holds", ours="1"):
-    return {"of": "P", "claim": claim, "paper": "1", "ours": ours, "outcome": outcome, "why": ""}
+def row(claim, outcome="holds", ours=1):
+    found = {"of": "P", "claim": claim, "paper": "1", "ours": {"": ours}, "shown": str(ours)}
+    found |= {"outcome": outcome, "why": "", "headline": False, "control": False, "no_control": ""}
+    return found
 
 
 @pytest.fixture
@@ -145,11 +149,6 @@ def test_refuses_a_damaged_notebook(ran_nothing, tmp_path, content):
     (tmp_path / "bad.ipynb").write_text(content, encoding="latin-1")
     line = refused("run", tmp_path / "bad.ipynb", "--out", ran_nothing)
     assert "bad.ipynb is not a readable notebook" in line
-
-
-def test_refuses_parameters_that_are_no_python(ran_nothing, tmp_path):
-    nbformat.write(new_notebook(cells=[code("A = = 1", "parameters")]), tmp_path / "odd.ipynb")
-    assert "its parameters cell, line 1" in refused("run", "odd.ipynb", "--out", ran_nothing)
 
 
 def test_refuses_two_notebooks_of_one_name(ran_nothing, tmp_path):
@@ -282,7 +281,9 @@ def test_reads_parameters_from_the_tagged_cell_only(tmp_path):
         "FAST": False,
         "LIMIT": None,
     }
-    assert run._profiles(notebook) == ["lab", "paper"]
+    assert run.check_notebook("tiny", notebook, {"PROFILE": "rehearsal"}) == {
+        "PROFILE": "rehearsal"
+    }
 
 
 def test_makes_a_relative_folder_of_images_absolute(tmp_path, monkeypatch):
@@ -402,20 +403,24 @@ def good(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory):
-    """One run of a notebook that raises, one with a false claim, one that dies, and a good one."""
+    """One run of notebooks: one raises, one has a false claim, one a true control, one dies."""
     folder = tmp_path_factory.mktemp("bad")
     lines = "\n".join(f"step_{i} = {i}" for i in range(5))
     simple = [code("from vplib import experiment")]
     cells = {
         "raises": [code(f"{lines}\nundefined_name"), code("print('never')")],
         "claims": [code('RATE = 2\n__import__("IPython")\n' + CLAIM)],
+        "control": [
+            code(f"""import IPython
+{CLAIM.replace("control=False", "control=True")}""")
+        ],
         "killed": [code("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")],
         "quick": [code(FIGURE, "hero")],
     }
     paths = []
     for name, own in cells.items():
         path = folder / f"{name}.ipynb"
-        first = [code(PARAMETERS, "parameters")] + (simple if name == "claims" else [])
+        first = [code(PARAMETERS, "parameters")] + (simple if name in ("claims", "control") else [])
         nbformat.write(new_notebook(cells=first + own), path)
         paths.append(str(path))
     out = folder / "out"
@@ -431,8 +436,10 @@ def test_a_good_notebook_ends_with_0_and_the_report(good):
     page = report.Path(done.stdout.splitlines()[-1])
     assert page.is_absolute() and page.name == "report.html" and page.is_file()
     assert page.parent.parent == folder / "runs" and (page.parent / "fine.ipynb").is_file()
-    assert "[holds] Core 2017: more leaks | paper: 0.52 | ours: 7.25" in done.stdout
-    assert "[not reproduced] Core 2017: never seen" in done.stdout
+    assert "[holds] Core 2017: more leaks (headline) | paper: 0.52 | ours: 7.25" in done.stdout
+    assert "[not reproduced] Core 2017: never seen | paper: 0.9 <b> | ours: A: 0.1; B: 2" in (
+        done.stdout
+    )
     assert re.search(r"  no models trained\n  fine: ran, \d+\.\d s", done.stdout)
     assert done.stderr == ""  # no terminal: no bar, and no kernel's warnings
 
@@ -447,8 +454,15 @@ def test_a_run_says_how_many_models_it_reused(tmp_path, capsys):
 def test_the_kernel_is_this_interpreter(good):
     folder, _ = good
     (path,) = folder.glob("runs/*/fine.ipynb")
-    records = {r["name"]: r["value"] for r in report.emitted(report.read(path), "record")}
-    assert records == {"interpreter": sys.executable, "rate": 0.5}
+    assert report.values(report.read(path)) == {
+        "interpreter": sys.executable,
+        "rate": 0.5,
+        "claim: Core 2017: more leaks": "holds",
+        "claim: Core 2017: more leaks: ours": 7.25,
+        "claim: Core 2017: never seen": "not reproduced",
+        "claim: Core 2017: never seen: A": 0.1,
+        "claim: Core 2017: never seen: B": 2,
+    }
 
 
 def test_an_intended_error_is_no_failure(good):
@@ -468,14 +482,14 @@ def test_the_report_says_what_the_notebook_says(good):
     (path,) = folder.glob("runs/*/fine.ipynb")
     notebook = report.read(path)
     for claim in report.claims(notebook):
-        for text in claim.values():
-            assert html.escape(text) in page
+        for key in ("of", "claim", "paper", "shown", "outcome", "why"):
+            assert html.escape(claim[key]) in page
     assert ">7.25<" in page and "1 holds, 1 not reproduced" in page
     assert f">{notebook['metadata']['papermill']['duration']:.1f}<" in page
     assert "<h2>A fine &lt;one&gt;</h2>" in page
     assert claims_table(report.claims(notebook)) in page
-    changed = re.search(r"<caption>Parameters</caption>.*?</table>", page, re.S)[0]
-    assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", changed)[3:] == ["SEED", "0", "7"]
+    changed = re.search(r"<caption>Parameters that were given</caption>.*?</table>", page, re.S)[0]
+    assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", changed)[2:] == ["RATE", "0.5", "SEED", "7"]
     figures = re.findall(r"base64,([^\"]*)\"", page)
     shown = [o["data"]["image/png"] for c in notebook["cells"] for o in c.get("outputs", ())
              if "image/png" in o.get("data", {})]  # fmt: skip
@@ -516,16 +530,24 @@ def test_a_notebook_that_raises_is_kept_and_the_others_run(bad):
     )
     assert "NameError: name 'undefined_name' is not defined" in said
     assert "\x1b" not in said and "----> 6 undefined_name" in said
-    assert "quick: ran" in said and "1 of 4 notebooks ran" in said
+    assert "quick: ran" in said and "1 of 5 notebooks ran" in said
     assert report.Path(said.splitlines()[-1]) == folder / "out" / "report.html"
     assert not any("never" in json.dumps(c.get("outputs", ())) for c in kept["cells"])
 
 
 def test_a_false_claim_fails_the_run_without_verify(bad):
     folder, result = bad
-    assert "[FAILS] Core 2017: more leaks | paper: 0.52 | ours: 0.25" in result.stdout
+    assert "[FAILS] Core 2017: more leaks (headline) | paper: 0.52 | ours: 0.25" in result.stdout
     assert "claims: claim failed" in result.stdout
     assert report.failure(report.read(folder / "out" / "claims.ipynb")) is None
+
+
+def test_a_claim_whose_control_holds_too_fails_the_run(bad):
+    folder, result = bad
+    assert result.exit_code == 1
+    assert "[no test] Core 2017: more leaks (headline) | paper: 0.52" in result.stdout
+    assert "control: claim failed" in result.stdout
+    assert report.failure(report.read(folder / "out" / "control.ipynb")) is None
 
 
 def test_a_killed_kernel_is_shown_where_it_died(bad):
@@ -550,6 +572,7 @@ def test_the_report_shows_every_failure(bad):
     assert found == {
         "raises": "failed",
         "claims": "claim failed",
+        "control": "claim failed",
         "killed": "failed",
         "quick": "ran",
     }
@@ -587,7 +610,7 @@ def test_ctrl_c_ends_the_kernel_and_reports(tmp_path):
     page = report.Path(out.decode().splitlines()[-1])
     assert "interrupted" in page.read_text() and b"slow: interrupted" in out
     kept = report.read(page.parent / "slow.ipynb")
-    assert kept["cells"][0]["outputs"][0]["text"] == ["done\n"]
+    assert kept["cells"][0]["outputs"][0]["text"] == "done\n"
     with pytest.raises(ProcessLookupError):
         os.kill(int(marker.read_text()), 0)
 
@@ -657,12 +680,22 @@ def test_report_goes_where_it_is_told_and_leaves_no_rest(tmp_path):
 
 
 def test_of_a_claim_shown_twice_the_later_row_counts(tmp_path):
-    first = payload("claims", [row("a", ours="1"), row("b", "FAILS")])
-    later = payload("claims", [row("b", "holds", ours="2")])
+    first = payload("claims", [row("a", ours=1), row("b", "FAILS")])
+    later = payload("claims", [row("b", "holds", ours=2)])
     notebook = report.read(executed(tmp_path / "n.ipynb", first, later))
-    found = [(r["claim"], r["outcome"], r["ours"]) for r in report.claims(notebook)]
+    found = [(r["claim"], r["outcome"], r["shown"]) for r in report.claims(notebook)]
     assert found == [("a", "holds", "1"), ("b", "holds", "2")]
     assert report.outcome(notebook) == "ran"
+
+
+@pytest.mark.parametrize(
+    "said, outcome",
+    [("FAILS", "claim failed"), ("no test", "claim failed"), ("no test on mnist", "ran"),
+     ("does not hold on mnist", "ran"), ("not reproduced", "ran")],
+)  # fmt: skip
+def test_outcomes_of_claims(tmp_path, said, outcome):
+    notebook = executed(tmp_path / "n.ipynb", payload("claims", [row("a"), row("b", said)]))
+    assert report.outcome(report.read(notebook)) == outcome
 
 
 def test_outcomes_of_stopped_runs(tmp_path):
@@ -676,15 +709,13 @@ def test_outcomes_of_stopped_runs(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_large_hero_is_made_to_fit_the_gallery(tmp_path, mode):
+def test_a_large_hero_is_made_to_fit_the_gallery(mode):
     file = io.BytesIO()
     Image.open(io.BytesIO(noisy_png(600))).convert(mode).save(file, "PNG")
     assert len(file.getvalue()) > 500_000
-    picture = new_output("display_data", {"image/png": base64.b64encode(file.getvalue()).decode()})
-    notebook = report.read(executed(tmp_path / "n.ipynb", picture, tags=["hero"]))
-    run._write_hero(notebook, tmp_path / "gallery" / "n.png")
-    assert (tmp_path / "gallery" / "n.png").stat().st_size <= 100_000
-    with Image.open(tmp_path / "gallery" / "n.png") as image:
+    small = report.smaller(base64.b64encode(file.getvalue()).decode(), run.GALLERY)
+    assert len(small) <= 100_000
+    with Image.open(io.BytesIO(small)) as image:
         assert image.size[0] == image.size[1] > 100
 
 

@@ -2,6 +2,8 @@
 
 import random
 import re
+from collections import OrderedDict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vplib import datasets, models, seeding, training
-from vplib.nets import stacked as batched
+from vplib.nets import stacked
 
 QUICK = settings(deadline=None, max_examples=25)
 
@@ -104,8 +106,8 @@ def test_batched_mlps_are_the_ones_trained_one_by_one(digits, activation, hidden
     def build():
         return models.mlp((1, 8, 8), 10, hidden=hidden, activation=activation)
 
-    stacked, loop = both(build, digits.pool, **optimizer)
-    ours, theirs = stacked.logits(digits.test.images), loop.logits(digits.test.images)
+    together, loop = both(build, digits.pool, **optimizer)
+    ours, theirs = together.logits(digits.test.images), loop.logits(digits.test.images)
     assert (ours - theirs).abs().max() < 1e-3
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
     assert training.accuracy(ours, digits.test.labels).mean() > 0.3  # well off the start
@@ -116,11 +118,11 @@ def test_soft_labels(digits, build):
     soft = 0.9 * F.one_hot(digits.pool.labels, 10) + 0.01
     subsets = training.half_splits(400, 4)
     arguments = (build, digits.pool.images, soft, subsets)
-    stacked, loop = (
+    together, loop = (
         training.fit_many(*arguments, num_epochs=3, form=form) for form in ("batched", "loop")
     )
     images = digits.test.images
-    assert (stacked.logits(images) - loop.logits(images)).abs().max() < 1e-3
+    assert (together.logits(images) - loop.logits(images)).abs().max() < 1e-3
 
 
 def test_one_hot_labels_train_what_hard_labels_train(digits):
@@ -137,10 +139,10 @@ def test_one_hot_labels_train_what_hard_labels_train(digits):
 
 
 def test_batched_cnns_are_as_good_as_those_trained_one_by_one(digits):
-    stacked, loop = both(small_cnn, digits.pool, num_epochs=12, lr=0.01, optimizer="adam")
+    together, loop = both(small_cnn, digits.pool, num_epochs=12, lr=0.01, optimizer="adam")
     ours, theirs = (
         training.accuracy(e.logits(digits.test.images), digits.test.labels).mean()
-        for e in (stacked, loop)
+        for e in (together, loop)
     )
     assert abs(ours - theirs) < 0.01
     assert ours > 0.7
@@ -178,11 +180,11 @@ def test_the_batched_forward_knows_what_it_does_not_know(digits, build):
     two = torch.cat([digits.pool.images, digits.pool.images.flip(2)], 1)
     subsets = training.half_splits(100, 3 + 1)
     arguments = (build, two, digits.pool.labels, subsets)
-    stacked, loop = (
+    together, loop = (
         training.fit_many(*arguments, num_epochs=2, lr=0.02, form=form)
         for form in ("batched", "loop")
     )
-    ours, theirs = stacked.logits(two), loop.logits(two)
+    ours, theirs = together.logits(two), loop.logits(two)
     alone = torch.stack([loop.model(k)(two) for k in range(4)])
     assert (ours - theirs).abs().max() < 1e-3
     assert torch.allclose(theirs, alone, atol=1e-4)
@@ -193,10 +195,10 @@ def head(inputs):
 
 
 def test_a_module_that_is_no_sequential_goes_through_vmap(digits):
-    stacked, loop = both(Residual, digits.pool, num_models=4)
+    together, loop = both(Residual, digits.pool, num_models=4)
     images = digits.test.images
-    assert (stacked.logits(images) - loop.logits(images)).abs().max() < 1e-3
-    assert torch.allclose(stacked.logits(images)[2], stacked.model(2)(images), atol=1e-4)
+    assert (together.logits(images) - loop.logits(images)).abs().max() < 1e-3
+    assert torch.allclose(together.logits(images)[2], together.model(2)(images), atol=1e-4)
 
 
 def test_images_in_channels_last_memory(digits):
@@ -229,9 +231,9 @@ def test_auto_takes_the_form_that_wins(digits):
             training.fit_many(build, *arguments, num_epochs=1, form=f) for f in ("auto", form)
         )
         assert same_state(auto.state, named.state), build
-    assert not batched.wins(small_cnn(), torch.zeros(1, 1, 28, 28))
-    assert batched.wins(small_mlp(), torch.zeros(1, 1, 28, 28))
-    assert batched.wins(small_cnn(), torch.zeros(1, 1, 28, 28, device="meta"))
+    assert not stacked.wins(small_cnn(), torch.zeros(1, 1, 28, 28))
+    assert stacked.wins(small_mlp(), torch.zeros(1, 1, 28, 28))
+    assert stacked.wins(small_cnn(), torch.zeros(1, 1, 28, 28, device="meta"))
 
 
 # Gradients by hand against autograd
@@ -240,96 +242,68 @@ def test_auto_takes_the_form_that_wins(digits):
 @QUICK
 @given(
     hidden=st.lists(st.integers(1, 6), max_size=3),
-    activation=st.sampled_from(["relu", "tanh"]),
+    activation=st.sampled_from(["relu", "tanh", "sigmoid"]),
     sizes=st.tuples(*[st.integers(1, 5)] * 3, st.integers(2, 4)),
     soft=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_gradients_are_autograds(hidden, activation, sizes, soft, seed):
+def test_gradients_of_mlps_are_autograds(hidden, activation, sizes, soft, seed):
     num_models, batch, inputs, classes = sizes
-    rng = torch.Generator().manual_seed(seed)
-
-    def build():
-        return models.mlp((inputs,), classes, hidden, activation).double()
-
-    nets = [seeding.initialized(build, seed + k) for k in range(num_models)]
-    x = torch.randn(num_models, batch, inputs, generator=rng, dtype=torch.float64)
-    y = torch.randint(classes, (num_models, batch), generator=rng)
-    if soft:
-        y = torch.rand(num_models, batch, classes, generator=rng, dtype=torch.float64).softmax(-1)
-    losses = []
-    for net, inputs_, targets in zip(nets, x, y, strict=True):
-        loss = F.cross_entropy(net(inputs_), targets)
-        loss.backward()
-        losses.append(loss.item())
-    expected = {
-        name: torch.stack([dict(net.named_parameters())[name].grad for net in nets])
-        for name, _ in nets[0].named_parameters()
-    }
-    for make in (closed_form, by_autograd):
-        state = {
-            name: torch.stack([dict(net.named_parameters())[name].detach() for net in nets])
-            for name in expected
-        }
-        for value in state.values():
-            value.requires_grad_()
-        loss, found = make(build, state)(x, y)
-        for name, gradient in zip(state, found, strict=True):
-            assert torch.allclose(gradient, expected[name], atol=1e-6, rtol=0), name
-        assert torch.isfinite(loss)
-
-
-def closed_form(build, state):
-    gradients = batched.closed_form(build(), state)
-    assert gradients is not None
-    return gradients
-
-
-def by_autograd(build, state):
-    return batched.by_autograd(batched.forward_of(build()), state)
+    build = partial(models.mlp, (inputs,), classes, hidden, activation)
+    check_gradients(build, (inputs,), num_models, batch, classes, soft, seed)
 
 
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_gradients_on_digits_with_a_ragged_last_batch(digits, activation, soft):
-    def build():
-        return models.mlp((1, 8, 8), 10, (16, 8), activation).double()
-
-    net = seeding.initialized(build, 3)
-    state = {k: v.detach()[None].repeat(2, *[1] * v.ndim) for k, v in net.named_parameters()}
-    gradients = closed_form(build, {k: v.requires_grad_() for k, v in state.items()})
-    images, labels = digits.pool.images.double(), digits.pool.labels
-    labels = F.one_hot(labels, 10).double() * 0.5 + 0.05 if soft else labels
-    for rows in torch.arange(39).split(32):  # 32, then 7
-        other = rows + 50
-        x, y = (torch.stack([values[rows], values[other]]) for values in (images, labels))
-        found = dict(zip(state, gradients(x, y)[1], strict=True))
-        for k, mine in enumerate((rows, other)):
-            net.zero_grad()
-            F.cross_entropy(net(images[mine]), labels[mine]).backward()
-            for name, parameter in net.named_parameters():
-                assert torch.allclose(found[name][k], parameter.grad, atol=1e-6, rtol=0)
-
-
+@pytest.mark.parametrize("batch", [32, 7])
 @pytest.mark.parametrize(
     "build",
     [
         small_cnn,
         Residual,
-        lambda: nn.Sequential(nn.Linear(4, 2)),
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False)),
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()),
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)),
-        lambda: Scaled(nn.Flatten(), nn.Linear(4, 3)),
-        lambda: nn.Sequential(
-            nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)
-        ),
+        partial(models.lenet, (1, 8, 8), 10),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU()),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.GELU(), nn.Linear(3, 10)),
+        lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(64, 3), nn.Tanh(), nn.ReLU(),
+                              nn.Linear(3, 10)),
+        lambda: nn.Sequential(nn.Linear(8, 2), nn.Flatten(), nn.Linear(16, 10)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Flatten(), nn.Linear(12, 10)),
+        lambda: Scaled(nn.Flatten(), nn.Linear(64, 10)),
+        lambda: nn.Sequential(OrderedDict(flat=nn.Flatten(), last=nn.Linear(64, 10))),
+        lambda: tied(nn.Linear(64, 64)),
     ],
-)
-def test_other_models_have_no_closed_form(build):
-    net = build()
-    state = {name: value.detach()[None] for name, value in net.named_parameters()}
-    assert batched.closed_form(net, state) is None
+)  # fmt: skip
+def test_gradients_of_any_model_are_autograds(build, batch, soft):
+    check_gradients(build, (1, 8, 8), 3, batch, 10, soft, seed=1)
+
+
+def tied(layer):
+    return nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer, nn.Linear(64, 10))
+
+
+def check_gradients(build, shape, num_models, batch, classes, soft, seed):
+    """Those of `gradients_of`, and of autograd on the stacked forward, are each model's own."""
+    rng = torch.Generator().manual_seed(seed)
+    nets = [seeding.initialized(build, seed + k).double() for k in range(num_models)]
+    x = torch.randn(num_models, batch, *shape, generator=rng, dtype=torch.float64)
+    y = torch.randint(classes, (num_models, batch), generator=rng)
+    if soft:
+        y = torch.rand(num_models, batch, classes, generator=rng, dtype=torch.float64).softmax(-1)
+    state, before = torch.func.stack_module_state(nets)[0], x.clone()
+    expected, answers = {name: [] for name in state}, []
+    for net, inputs, targets in zip(nets, x, y, strict=True):
+        answers.append(net(inputs.clone()))
+        F.cross_entropy(answers[-1], targets).backward()
+        for name, parameter in net.named_parameters():
+            expected[name].append(parameter.grad)
+    template = build().double()
+    by_autograd = stacked.by_autograd(stacked.forward_of(template), state, x, y)
+    by_rule = stacked.gradients_of(template, state)(x, y)
+    for logits, found in (by_rule, (by_autograd[0], by_autograd[1].values())):
+        assert torch.allclose(logits, torch.stack(answers), atol=1e-9)
+        for name, gradient in zip(state, found, strict=True):
+            assert torch.allclose(gradient, torch.stack(expected[name]), atol=1e-9), name
+    assert torch.equal(x, before)
 
 
 # Models that train one by one
@@ -462,7 +436,8 @@ def test_an_ensemble_answers_as_its_models_do(digits, build, monkeypatch):
     images = digits.test.images[:50]
     logits = ensemble.logits(images)
     assert logits.shape == (4, 50, 10) and len(ensemble) == 4
-    assert torch.allclose(ensemble.logits(images, batch_size=7), logits, atol=1e-5)
+    monkeypatch.setattr(training, "AT_ONCE", 7)
+    assert torch.allclose(ensemble.logits(images), logits, atol=1e-5)
     monkeypatch.setitem(training.CHUNK, "cpu", 3)
     assert torch.allclose(ensemble.logits(images), logits, atol=1e-5)
     probabilities = ensemble.probabilities(images)
@@ -553,9 +528,7 @@ def test_fit_is_adam(digits):
 
 def test_fit_trains_in_place_and_returns_the_model_ready_for_use(digits):
     model = seeding.initialized(small_cnn, 0)
-    found = training.fit(
-        model, digits.pool.images, digits.pool.labels, num_epochs=10, description="training"
-    )
+    found = training.fit(model, digits.pool.images, digits.pool.labels, num_epochs=10)
     assert found is model and not model.training
     assert training.accuracy(model(digits.test.images), digits.test.labels) > 0.75
 

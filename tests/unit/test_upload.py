@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vplib import experiment, widgets
+from vplib import experiment
 from vplib.datasets import folder
+from vplib.show import upload
 
 NOW = datetime.datetime(2026, 1, 1)
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -50,7 +51,7 @@ def is_halves(photo) -> bool:
     ids=["png", "jpeg", "cmyk", "palette", "gif", "alpha", "animated", "webp"],
 )
 def test_a_photo_of_any_kind_is_converted(data):
-    photo = folder.read_photo(data, 32)
+    photo = folder.read_photo(data, 32, "a")
     assert photo.shape == (1, 3, 32, 32) and photo.dtype == torch.float32
     assert is_halves(photo)
 
@@ -59,13 +60,13 @@ def test_a_photo_is_turned_as_its_exif_says():
     exif = Image.Exif()
     exif[folder.ORIENTATION] = 6  # shown turned clockwise
     sideways = halves().transpose(Image.Transpose.ROTATE_90)
-    assert is_halves(folder.read_photo(encoded(sideways, exif=exif), 32))
-    assert not is_halves(folder.read_photo(encoded(sideways), 32))
+    assert is_halves(folder.read_photo(encoded(sideways, exif=exif), 32, "a"))
+    assert not is_halves(folder.read_photo(encoded(sideways), 32, "a"))
 
 
 def test_gray_of_16_bits_is_scaled():
     gray = Image.fromarray(np.full((40, 40), 32768, np.uint16))
-    assert abs(folder.read_photo(encoded(gray), 32).mean() - 0.5) < 0.01
+    assert abs(folder.read_photo(encoded(gray), 32, "a").mean() - 0.5) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -90,8 +91,8 @@ def test_what_is_no_usable_photo(data, message):
 def test_both_forms_of_an_upload_are_read():
     seven = {"a.png": {"metadata": {"name": "a.png"}, "content": b"abc"}}
     eight = ({"name": "a.png", "type": "image/png", "content": memoryview(b"abc")},)
-    assert widgets.uploaded_files(seven) == widgets.uploaded_files(eight) == [("a.png", b"abc")]
-    assert widgets.uploaded_files({}) == widgets.uploaded_files(()) == []
+    assert upload.uploaded_files(seven) == upload.uploaded_files(eight) == [("a.png", b"abc")]
+    assert upload.uploaded_files({}) == upload.uploaded_files(()) == []
 
 
 class OfSeven:
@@ -103,12 +104,12 @@ class OfSeven:
 
 def test_an_upload_is_emptied_in_both():
     old = OfSeven()
-    widgets._empty(old)
+    upload._empty(old)
     assert (old.data, old.metadata, old._counter) == ([], [], 0)
     if ipywidgets.__version__ >= "8":
         new = ipywidgets.FileUpload()
         new.value = _value(encoded(halves()))
-        widgets._empty(new)
+        upload._empty(new)
         assert new.value == ()
 
 
@@ -125,8 +126,8 @@ def box(monkeypatch):
         pytest.skip("a value can be set in ipywidgets 8 only")
     shown = []
     monkeypatch.setattr(experiment, "has_front_end", lambda: True)
-    monkeypatch.setattr(widgets, "display", shown.append)
-    widgets.upload_photo(
+    monkeypatch.setattr(upload, "display", shown.append)
+    upload.upload_photo(
         lambda photo: (f"size {tuple(photo.shape)}", b"made"), image_size=32, name="cloaked.png"
     )
     (row, view) = shown[0].children
@@ -134,30 +135,30 @@ def box(monkeypatch):
 
 
 def test_a_chosen_photo_is_worked_on_and_dropped(box):
-    upload, clear, view = box
-    upload.value = _value(encoded(halves()))
+    chooser, clear, view = box
+    chooser.value = _value(encoded(halves()))
     assert "size (1, 3, 32, 32)" in view.value and 'download="cloaked.png"' in view.value
-    assert upload.value == ()
+    assert chooser.value == ()
     clear.click()
     assert view.value == ""
 
 
 def test_a_broken_photo_is_told_and_the_next_one_works(box):
-    upload, _, view = box
-    upload.value = _value(b"no image")
+    chooser, _, view = box
+    chooser.value = _value(b"no image")
     assert "a.png cannot be read as an image" in view.value
-    upload.value = _value(encoded(halves()))
+    chooser.value = _value(encoded(halves()))
     assert "size" in view.value
 
 
 def test_without_a_front_end_nothing_is_asked(monkeypatch):
     shown = []
     monkeypatch.setattr(experiment, "has_front_end", lambda: False)
-    monkeypatch.setattr(widgets, "display", shown.append)
-    widgets.upload_photo(lambda photo: None, image_size=32, name="x.png")
+    monkeypatch.setattr(upload, "display", shown.append)
+    upload.upload_photo(lambda photo: None, image_size=32, name="x.png")
     assert "No browser" in shown[0].data
 
 
 def test_a_link_escapes_its_name():
-    link = widgets.download_link(b"abc", 'a"b<.png')
+    link = upload.download_link(b"abc", 'a"b<.png')
     assert 'download="a&quot;b&lt;.png"' in link and "base64,YWJj" in link

@@ -213,47 +213,35 @@ def _olivetti(split: str) -> Stored:
 
 ARRAYS = {
     "mnist": _Arrays(
-        "MNIST",
-        ("MNIST", "MNIST"),
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "the four idx files of MNIST (for example from the CVDF mirror) to {}/raw",
-        classes=DIGITS,
+        "MNIST", ("MNIST",) * 2, "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "the four idx files of MNIST (for example from the CVDF mirror) to {}/raw", classes=DIGITS,
     ),
     "fashion_mnist": _Arrays(
-        "FashionMNIST",
-        ("FashionMNIST", "FashionMNIST"),
+        "FashionMNIST", ("FashionMNIST",) * 2,
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         "the four idx files, unpacked (github.com/zalandoresearch/fashion-mnist, or Debian's "
         "package dataset-fashion-mnist) to {}/raw",
     ),
     "cifar10": _Arrays(
-        "CIFAR10",
-        ("cifar-10-batches-py",) * 2,
+        "CIFAR10", ("cifar-10-batches-py",) * 2,
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "the files of cifar-10-python.tar.gz to {}",
     ),
     "cifar100": _Arrays(
-        "CIFAR100",
-        ("cifar-100-python",) * 2,
+        "CIFAR100", ("cifar-100-python",) * 2,
         "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         "the files of cifar-100-python.tar.gz to {}",
     ),
     "svhn": _Arrays(
-        "SVHN",
-        ("train_32x32.mat", "test_32x32.mat"),
-        "http://ufldl.stanford.edu/housenumbers/",
-        "train_32x32.mat and test_32x32.mat to {}",
-        classes=DIGITS,
+        "SVHN", ("train_32x32.mat", "test_32x32.mat"), "http://ufldl.stanford.edu/housenumbers/",
+        "train_32x32.mat and test_32x32.mat to {}", classes=DIGITS,
     ),
     "usps": _Arrays(
-        "USPS",
-        ("usps.bz2", "usps.t.bz2"),
+        "USPS", ("usps.bz2", "usps.t.bz2"),
         "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
-        "usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}",
-        instead="digits",
-        classes=DIGITS,
+        "usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}", "digits", DIGITS,
     ),
-}
+}  # fmt: skip
 LOADERS: dict[str, Callable[[str], Stored]] = {
     **{name: partial(_arrays, name) for name in ARRAYS},
     "olivetti": _olivetti,

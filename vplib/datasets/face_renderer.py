@@ -13,41 +13,19 @@ import torch
 from torch import Tensor
 
 from vplib.datasets import face_shapes as shapes
-from vplib.datasets.face_shapes import (  # fmt: skip
-    BEARD,
-    BODY,
-    BROWS,
-    EYES,
-    MOUTH,
-    NOSE,
-    SKIN,
-    Frame,
-    Layer,
-    Params,
-)
+from vplib.datasets.face_shapes import Frame, Layer, Params
+from vplib.datasets.imageset import is_whole
 
 BATCH = 128  # images at a time: shorter runs cost more calls, longer ones make windows wider
 PIXELS = 2**18  # of a band of them, in rows that a core's cache holds
-IDENTITY_NAMES = tuple(
-    "skin hair brows iris lip face_width face_height taper square ear neck shoulders blush eye_gap "
-    "eye_y eye_size eye_shape eye_slant brow brow_width brow_gap brow_slope brow_arch nose_length "
-    "nose_width mouth_y mouth_width lips volume hairline parting fringe temples length curl "
-    "curl_phase long_hair beard beard_length".split()
-)
-NUISANCE_NAMES = tuple(
-    "backdrop backdrop_2 gradient_x gradient_y disc disc_x disc_y clothes clothes_2 stripes "
-    "stripe_rate upright light_x light_y cast gain yaw pitch roll scale shift_x shift_y smile "
-    "round open raise blink gaze_x gaze_y glasses lens angular frame hat cap hat_colour "
-    "occluder held held_x held_y held_angle noise grain".split()
-)
 LANDMARKS = (
     "left brow", "right brow", "left eye", "right eye", "nose bridge", "nose tip",
     "mouth left", "mouth right", "mouth middle", "chin", "left ear", "right ear",
 )  # fmt: skip
-SEEN_ON = (  # a landmark is visible where the label map shows one of these parts
-    *[(BROWS, SKIN)] * 2, *[(EYES,)] * 2, (NOSE, SKIN), (NOSE,),
-    *[(MOUTH, BEARD, SKIN)] * 2, (MOUTH,), (SKIN, BEARD, BODY), *[(SKIN,)] * 2,
-)  # fmt: skip
+SEEN_ON = [  # a landmark is visible where the label map shows one of these parts
+    *["brows skin"] * 2, *["eyes"] * 2, "nose skin", "nose",
+    *["mouth beard skin"] * 2, "mouth", "skin beard body", *["skin"] * 2,
+]  # fmt: skip
 
 
 class Rendered(NamedTuple):
@@ -104,12 +82,8 @@ def _paint(layers: Iterator[Layer], canvas: Tensor, labels: Tensor) -> Tensor:
 
 def _worn(f: Frame, i: Params, n: Params, canvas: Tensor, labels: Tensor) -> Tensor:
     """Paints what few wear, on the photos of those alone."""
-    for name, layers in (
-        ("glasses", shapes.glasses),
-        ("hat", shapes.hat),
-        ("occluder", shapes.occluder),
-    ):
-        some = n[name].nonzero()[:, 0]
+    for layers in (shapes.glasses, shapes.hat, shapes.occluder):
+        some = n[layers.__name__].nonzero()[:, 0]
         if not len(some):
             continue
         few = f._replace(
@@ -174,36 +148,39 @@ def render(
         ValueError: the size is none of these, or parameters are missing or differ in number.
     """
     check_size(image_size, body)
-    names = [(identity, IDENTITY_NAMES), (nuisance, NUISANCE_NAMES)]
-    if missing := [name for found, known in names for name in known if name not in found]:
-        raise ValueError(
-            f"parameters {', '.join(missing)} are missing; start from those that "
-            "faces.identity_params and faces.nuisance_params give"
-        )
-    number = len(identity["skin"])
+    number = len(next(iter(identity.values())))
     for name, value in (identity | nuisance).items():
         if len(value) != number or not number:
             raise ValueError(
-                f"parameter {name!r} has {len(value)} rows, 'skin' has {number}; "
+                f"parameter {name!r} has {len(value)} rows, another {number}; "
                 "each needs one row an image, and there must be an image"
             )
-    dtype = torch.promote_types(identity["skin"].dtype, nuisance["yaw"].dtype)
-    count = max(1, min(BATCH, PIXELS // image_size))
-    step = max(1, PIXELS // (count * image_size))
-    bands = [range(k, min(k + step, image_size)) for k in range(0, image_size, step)]
-    parts = []
-    for some in torch.arange(number).split(count):
-        i, n = ({k: v[some].to(dtype) for k, v in d.items()} for d in (identity, nuisance))
-        i["face_height"] = i["face_height"] + 0.05 * n["open"]  # the jaw drops
-        images, masks = zip(*(_render(i, n, image_size, body, rows) for rows in bands), strict=True)
-        images, masks = torch.cat(images, 2), torch.cat(masks, 1)
-        images = (images + _noise(n, image_size)).clamp(0, 1)
-        frame = _frame(n, image_size, body, range(1))
-        landmarks, box = _landmarks(frame, i, n), _head_box(frame, i, n)
-        pose = torch.stack([n["yaw"], n["pitch"], n["roll"]], 1)
-        visible = _visible(landmarks.detach(), masks)
-        parts.append((images, masks, landmarks, visible, pose, box))
+    some = torch.arange(number).split(max(1, min(BATCH, PIXELS // image_size)))
+    both = [[{k: v[rows] for k, v in d.items()} for d in (identity, nuisance)] for rows in some]
+    try:
+        parts = [_photos(i, n, image_size, body) for i, n in both]
+    except KeyError as error:
+        raise ValueError(
+            f"parameter {error} is missing; start from those that faces.identity_params and "
+            "faces.nuisance_params give"
+        ) from None
     return Rendered(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _photos(i: Params, n: Params, size: int, body: bool) -> Rendered:
+    """A few images at once, in bands of rows."""
+    dtype = torch.promote_types(i["skin"].dtype, n["yaw"].dtype)
+    i, n = ({k: v.to(dtype) for k, v in d.items()} for d in (i, n))
+    i["face_height"] = i["face_height"] + 0.05 * n["open"]  # the jaw drops
+    step = max(1, PIXELS // (len(n["yaw"]) * size))
+    bands = [range(k, min(k + step, size)) for k in range(0, size, step)]
+    images, masks = zip(*(_render(i, n, size, body, rows) for rows in bands), strict=True)
+    images, masks = (torch.cat(images, 2) + _noise(n, size)).clamp(0, 1), torch.cat(masks, 1)
+    frame = _frame(n, size, body, range(1))
+    landmarks, box = _landmarks(frame, i, n), _head_box(frame, i, n)
+    pose = torch.stack([n["yaw"], n["pitch"], n["roll"]], 1)
+    visible = _visible(landmarks.detach(), masks)
+    return Rendered(images, masks, landmarks, visible, pose, box)
 
 
 def check_size(image_size: int, body: bool) -> None:
@@ -213,12 +190,11 @@ def check_size(image_size: int, body: bool) -> None:
         ValueError: the size is no whole number from 32 (with the body 64) to 128.
     """
     low, high = (64 if body else 32), 128
-    whole = isinstance(image_size, int | np.integer) and not isinstance(image_size, bool)
-    if not (whole and low <= image_size <= high):
+    if not (is_whole(image_size, low) and image_size <= high):
         what = "head and shoulders" if body else "faces"
         raise ValueError(
             f"{what} are rendered at {low} to {high} pixels, not {image_size!r}; "
-            "resize the images for another size"
+            "resize the images with datasets.resize for another size"
         )
 
 
@@ -262,10 +238,10 @@ def _visible(landmarks: Tensor, masks: Tensor) -> Tensor:
     inside = ((at >= 0) & (at < size)).all(-1)
     x, y = at.clamp(0, size - 1).unbind(-1)
     shown = masks[torch.arange(len(masks), device=masks.device)[:, None], y, x]
-    found = [
-        inside[:, k] & torch.isin(shown[:, k], shown.new_tensor(parts))
-        for k, parts in enumerate(SEEN_ON)
-    ]
+    found = []
+    for k, names in enumerate(SEEN_ON):
+        parts = shown.new_tensor([shapes.PARTS.index(name) for name in names.split()])
+        found.append(inside[:, k] & torch.isin(shown[:, k], parts))
     return torch.stack(found, 1)
 
 

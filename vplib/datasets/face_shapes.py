@@ -8,6 +8,7 @@ is evaluated in its own window only. `i` is what a person keeps, `n` what a phot
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -98,10 +99,7 @@ class Frame(NamedTuple):
 
 def _both(*alphas: Tensor) -> Tensor:
     """The intersection."""
-    found = alphas[0]
-    for alpha in alphas[1:]:
-        found = torch.minimum(found, alpha)
-    return found
+    return reduce(torch.minimum, alphas)
 
 
 def batch_last(colour: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor
 from vplib import experiment
 from vplib.datasets.face_renderer import LANDMARKS, Rendered, check_size, render
 from vplib.datasets.face_shapes import PARTS, Params
-from vplib.datasets.folder import check_bytes
-from vplib.datasets.imageset import ImageSet
+from vplib.datasets.imageset import ImageSet, check_bytes, is_whole
 
 __all__ = [
     "EXPRESSIONS", "LANDMARKS", "PARTS", "Rendered", "identity_params", "nuisance_params", "people",
@@ -25,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 EXPRESSIONS = ("neutral", "smiling", "surprised")
-MAX_PEOPLE, MAX_BYTES = 10**6, 2 * 10**9
+MAX_PEOPLE = 10**6
 # What `datasets.load("faces")` holds: each person in 15 sessions of two photos, ten to train on.
 PEOPLE, PER_SESSION, SESSIONS = 40, 2, {"train": (0, 10), "test": (10, 15), "all": (0, 15)}
 
@@ -107,8 +106,8 @@ def people(
         ValueError: an argument cannot be, or the images would take more than 2 GB.
     """
     who = _whole("identities", identities, MAX_PEOPLE)
-    held = _whole("sessions", range(sessions) if _is_whole(sessions) else sessions, MAX_PEOPLE)
-    if not (_is_whole(photos_each) and photos_each >= 1):
+    held = _whole("sessions", range(sessions) if is_whole(sessions) else sessions, MAX_PEOPLE)
+    if not is_whole(photos_each, 1):
         raise ValueError(f"photos_each must be a whole number of 1 or more, not {photos_each!r}")
     number = np.tile(np.arange(photos_each), len(who))
     person, session = np.repeat(who, photos_each), held[number % len(held)]
@@ -145,7 +144,7 @@ def sequence(
         ValueError: an argument cannot be.
     """
     who = _whole("person", [person], MAX_PEOPLE)
-    if not (_is_whole(num_frames) and num_frames >= 1):
+    if not is_whole(num_frames, 1):
         raise ValueError(f"num_frames must be a whole number of 1 or more, not {num_frames!r}")
     held = _whole("session", [session], MAX_PEOPLE)
     zero = np.zeros(num_frames, int)
@@ -266,7 +265,7 @@ def _photos(
 ) -> ImageSet:
     """The set of these photos; with `moving`, frames of one clip."""
     check_size(image_size, body)
-    check_bytes((len(person), 3, image_size, image_size), MAX_BYTES)
+    check_bytes((len(person), 3, image_size, image_size))
     known = identity_params(person, seed=seed)
     photo = nuisance_params(person, session, number, seed=seed, **fixed)
     if moving:
@@ -312,15 +311,11 @@ def _motion(photo: Params, keys: tuple, fixed: set[str]) -> Params:
     return found
 
 
-def _is_whole(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
-
-
 def _whole(name: str, values, end: int, distinct: bool = True) -> np.ndarray:
     """These whole numbers from 0 to below the end, as an array."""
     values = [values] if not isinstance(values, Iterable) or isinstance(values, str) else values
     values = values.tolist() if isinstance(values, np.ndarray | Tensor) else list(values)
-    wrong = [v for v in values if not (_is_whole(v) and 0 <= v < end)]
+    wrong = [v for v in values if not (is_whole(v) and v < end)]
     if wrong or not values:
         raise ValueError(
             f"{name} must be whole numbers from 0 to {end - 1:,}, at least one, "
@@ -332,7 +327,7 @@ def _whole(name: str, values, end: int, distinct: bool = True) -> np.ndarray:
 
 
 def _seed(seed: int) -> int:
-    if not (_is_whole(seed) and 0 <= seed < 2**32):
+    if not (is_whole(seed) and seed < 2**32):
         raise ValueError(f"seed must be an integer from 0 to 4294967295, not {seed!r}")
     return seed
 
@@ -347,10 +342,9 @@ def _check_fixed(fixed: dict) -> None:
         known = (*SESSION, *PHOTO, *SHARES, "expression")
         if name not in known:
             raise ValueError(f"photos have no {name!r} to fix; {experiment.nearest(name, known)}")
-        if name == "expression":
-            wanted, good = f"0, 1, 2 or one of {EXPRESSIONS}", value in (0, 1, 2, *EXPRESSIONS)
-        elif name in SHARES:
-            wanted, good = "0 or 1", value in (0, 1)
+        choices = (0, 1, 2, *EXPRESSIONS) if name == "expression" else (0, 1)
+        if name in ("expression", *SHARES):
+            wanted, good = f"one of {choices}", value in choices
         else:
             wanted = "a finite number"
             good = isinstance(value, int | float | np.number) and math.isfinite(value)

@@ -1,5 +1,6 @@
 """Own images: a folder with one folder of images a class, or one photo from memory."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -7,15 +8,20 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+from vplib.datasets.imageset import check_bytes
+from vplib.datasets.transforms import resize
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 turn the image by a quarter
 MAX_FILE_BYTES, MAX_PIXELS = 30 * 10**6, 50 * 10**6  # of one photo from memory
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError)
 
 
-def list_folder(path: Path) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
+def list_folder(path: Path) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
     """The image files under a folder, one class a folder, in alphabetical order.
+
+    What is hidden, its name beginning with a point, is skipped.
 
     Args:
         path: the folder that holds one folder a class.
@@ -26,28 +32,33 @@ def list_folder(path: Path) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
     Raises:
         ValueError: there is no class folder, or no image in one.
     """
-    folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
-    found = [
-        sorted(
-            file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in ENDINGS and not file.name.startswith(".")
-        )
-        for folder in folders
-    ]
-    if not any(found):
+    from torchvision.datasets.folder import find_classes, make_dataset  # takes seconds
+
+    def is_image(file: str) -> bool:
+        hidden = any(part.startswith(".") for part in Path(file).relative_to(path).parts)
+        return file.lower().endswith(ENDINGS) and not hidden
+
+    try:
+        names = [name for name in find_classes(path)[0] if not name.startswith(".")]
+    except FileNotFoundError:  # there is no folder in it
+        names = []
+    number = {name: label for label, name in enumerate(names)}
+    found = names and make_dataset(path, number, is_valid_file=is_image, allow_empty=True)
+    if not found:
         raise ValueError(
             f"{path}: no images found; put one folder a class into it, with images "
-            f"({', '.join(sorted(ENDINGS))}) in each"
+            f"({', '.join(ENDINGS)}) in each"
         )
-    for folder, files in zip(folders, found, strict=True):
-        if not files:
-            raise ValueError(f"{folder}: there is no image in this class; add some or remove it")
-    labels = torch.tensor([label for label, files in enumerate(found) for _ in files])
-    return sum(found, []), labels, tuple(folder.name for folder in folders)
+    files, labels = zip(*found, strict=True)
+    for name in names:
+        if number[name] not in labels:
+            raise ValueError(
+                f"{path / name}: there is no image in this class; add some or remove it"
+            )
+    return [Path(file) for file in files], torch.tensor(labels), tuple(names)
 
 
-def read_images(files: list[Path], image_size: int | None, max_bytes: int) -> torch.Tensor:
+def read_images(files: list[Path], image_size: int | None) -> torch.Tensor:
     """The images of these files, in memory.
 
     Photos are turned as their EXIF says, transparency is laid over white, of an animation the
@@ -55,28 +66,22 @@ def read_images(files: list[Path], image_size: int | None, max_bytes: int) -> to
 
     Args:
         files: what to read.
-        image_size: the shorter side is scaled to this many pixels and the middle is kept; None
-            where all images have one size.
-        max_bytes: the largest tensor to make.
+        image_size: the middle square is scaled to this many pixels; None where all images have
+            one size.
 
     Returns:
         (N, C, H, W) float32 in [0, 1].
 
     Raises:
         ValueError: a file is no image, sizes differ and there is no `image_size`, or the tensor
-            would exceed `max_bytes`.
+            would be too large.
     """
     sizes, all_grey = {}, True
     for file in files:
-        try:
-            with Image.open(file) as image:
-                turned = image.getexif().get(ORIENTATION, 1) >= 5
-                sizes.setdefault(image.size[::-1] if turned else image.size, file)
-                all_grey &= image.mode in GREY_MODES
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{file} is too large ({error}); shrink it") from error
-        except UNREADABLE as error:
-            raise _not_an_image(file, error) from error
+        with _reading(file), Image.open(file) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            sizes.setdefault(image.size[::-1] if turned else image.size, file)
+            all_grey &= image.mode in GREY_MODES
     if image_size is None and len(sizes) > 1:
         (one, first), (other, second) = list(sizes.items())[:2]
         raise ValueError(
@@ -85,17 +90,15 @@ def read_images(files: list[Path], image_size: int | None, max_bytes: int) -> to
         )
     channels = 1 if all_grey else 3
     width, height = (image_size, image_size) if image_size else next(iter(sizes))
-    check_bytes((len(files), channels, height, width), max_bytes)
+    check_bytes((len(files), channels, height, width))
     images = torch.empty(len(files), channels, height, width)
     for row, file in enumerate(files):
-        try:
-            images[row] = _pixels(file, channels, image_size)
-        except UNREADABLE as error:
-            raise _not_an_image(file, error) from error
+        pixels = _pixels(file, file, channels)
+        images[row] = pixels[0] if image_size is None else resize(pixels, image_size)[0]
     return images
 
 
-def read_photo(data: bytes, image_size: int, name: str = "the photo") -> torch.Tensor:
+def read_photo(data: bytes, image_size: int, name: str) -> torch.Tensor:
     """One photo from the bytes of its file, converted as `read_images` does.
 
     Args:
@@ -112,51 +115,35 @@ def read_photo(data: bytes, image_size: int, name: str = "the photo") -> torch.T
     if len(data) > MAX_FILE_BYTES:
         size, most = f"{len(data) / 1e6:.0f} MB", f"{MAX_FILE_BYTES / 1e6:.0f} MB"
         raise ValueError(f"{name} has {size}, more than {most}; shrink it")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
+    with _reading(name), Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{width}x{height} pixels")
-        if min(width, height) < image_size:
-            raise _TooSmall(
-                f"{name} has {width}x{height} pixels; {image_size}x{image_size} are needed"
-            )
-        return _pixels(io.BytesIO(data), 3, image_size)[None]
+    if min(width, height) < image_size:
+        raise ValueError(
+            f"{name} has {width}x{height} pixels; {image_size}x{image_size} are needed"
+        )
+    return resize(_pixels(io.BytesIO(data), name, 3), image_size)
+
+
+@contextlib.contextmanager
+def _reading(name: Path | str):
+    """Says of which file it is that it cannot be read."""
+    try:
+        yield
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large ({error}); shrink it") from error
-    except _TooSmall:
-        raise
     except UNREADABLE as error:
-        raise _not_an_image(name, error) from error
-
-
-class _TooSmall(ValueError):
-    """A photo that would have to be enlarged."""
-
-
-def check_bytes(shape: tuple[int, int, int, int], max_bytes: int) -> None:
-    """Refuses images that would take too much memory, with the arithmetic.
-
-    Args:
-        shape: (N, C, H, W) of the float32 tensor to make.
-        max_bytes: the largest tensor to make.
-
-    Raises:
-        ValueError: it would be larger.
-    """
-    count, channels, height, width = shape
-    needed = 4 * count * channels * height * width
-    if needed > max_bytes:
         raise ValueError(
-            f"{count} images x {channels} x {height} x {width} x 4 bytes = "
-            f"{needed / 1e9:.1f} GB, more than {max_bytes / 1e9:.1f} GB; pass a smaller "
-            "image_size or num_images"
-        )
+            f"{name} cannot be read as an image ({error}); mend or remove it"
+        ) from error
 
 
-def _pixels(file: Path | io.BytesIO, channels: int, image_size: int | None) -> torch.Tensor:
-    """One image as (C, H, W) in [0, 1]."""
-    with Image.open(file) as opened:
+def _pixels(file: Path | io.BytesIO, name: Path | str, channels: int) -> torch.Tensor:
+    """One image as (1, C, H, W) in [0, 1]."""
+    from torchvision.transforms.v2 import functional as v2
+
+    with _reading(name), Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey
             array = np.asarray(image, dtype=np.float32)
@@ -167,11 +154,4 @@ def _pixels(file: Path | io.BytesIO, channels: int, image_size: int | None) -> t
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
         image = image.convert("L" if channels == 1 else "RGB")
-        if image_size is not None and image.size != (image_size, image_size):
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
-        array = np.asarray(image, dtype=np.float32) / 255
-    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1)
-
-
-def _not_an_image(file: Path | str, error) -> ValueError:
-    return ValueError(f"{file} cannot be read as an image ({error}); mend or remove it")
+        return v2.pil_to_tensor(image)[None].float() / 255

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+MAX_BYTES = 2 * 10**9  # more than this in one tensor wants a word from the caller
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -82,18 +84,7 @@ class ImageSet:
             rows: indices, or a mask of N truth values.
         """
         rows = torch.as_tensor(rows)
-
-        def take(value):
-            return None if value is None else value[rows.to(value.device)]
-
-        return replace(
-            self,
-            images=take(self.images),
-            labels=take(self.labels),
-            attributes=self.attributes and {k: take(v) for k, v in self.attributes.items()},
-            landmarks=take(self.landmarks),
-            masks=take(self.masks),
-        )
+        return self._each(lambda value: value[rows.to(value.device)])
 
     def with_classes(self, classes) -> "ImageSet":
         """Only the images of these classes, which are renumbered in the order given.
@@ -105,11 +96,12 @@ class ImageSet:
             ValueError: there is no such class, or it is named twice.
         """
         classes = [int(c) for c in classes]
-        if not classes or not set(classes) <= set(range(len(self.classes))):
-            raise ValueError(f"{self.name}: classes must lie in 0..{len(self.classes) - 1}")
-        if len(set(classes)) < len(classes):
-            raise ValueError(f"{self.name}: each class can be taken once only, not {classes}")
-        renumber = torch.full((len(self.classes),), -1, device=self.labels.device)
+        count = len(self.classes)
+        if not 0 < len(set(classes) & set(range(count))) == len(classes):
+            raise ValueError(
+                f"{self.name}: classes must lie in 0..{count - 1}, each once, not {classes}"
+            )
+        renumber = torch.full((count,), -1, device=self.labels.device)
         renumber[classes] = torch.arange(len(classes), device=self.labels.device)
         chosen = self.subset(renumber[self.labels] >= 0)
         names = tuple(self.classes[c] for c in classes)
@@ -129,7 +121,7 @@ class ImageSet:
             ValueError: a size is no positive integer, or the pools want more than there is.
         """
         for pool, size in pools.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not is_whole(size, 1):
                 raise ValueError(
                     f"{self.name}: pool {pool!r} needs a size of 1 or more, not {size!r}"
                 )
@@ -173,18 +165,14 @@ class ImageSet:
 
     def to(self, device) -> "ImageSet":
         """The same set with its tensors on another device."""
+        return self._each(lambda value: value.to(device))
 
-        def move(value):
-            return None if value is None else value.to(device)
-
-        return replace(
-            self,
-            images=move(self.images),
-            labels=move(self.labels),
-            attributes=self.attributes and {k: move(v) for k, v in self.attributes.items()},
-            landmarks=move(self.landmarks),
-            masks=move(self.masks),
-        )
+    def _each(self, change) -> "ImageSet":
+        """The same set with every tensor changed."""
+        found = {name: getattr(self, name) for name in ("images", "labels", "landmarks", "masks")}
+        found = {name: change(value) for name, value in found.items() if value is not None}
+        attributes = self.attributes and {k: change(v) for k, v in self.attributes.items()}
+        return replace(self, **found, attributes=attributes)
 
 
 def balanced_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
@@ -206,3 +194,27 @@ def balanced_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
         rows = rng.permutation(np.flatnonzero(labels == c))
         place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
     return torch.from_numpy(np.argsort(place, kind="stable"))
+
+
+def check_bytes(shape: tuple[int, int, int, int]) -> None:
+    """Refuses images that would take more than `MAX_BYTES` of memory, with the arithmetic.
+
+    Args:
+        shape: (N, C, H, W) of the float32 tensor to make.
+
+    Raises:
+        ValueError: it would be larger.
+    """
+    count, channels, height, width = shape
+    needed = 4 * count * channels * height * width
+    if needed > MAX_BYTES:
+        raise ValueError(
+            f"{count} images x {channels} x {height} x {width} x 4 bytes = "
+            f"{needed / 1e9:.1f} GB, more than {MAX_BYTES / 1e9:.1f} GB; pass a smaller "
+            "image_size or num_images"
+        )
+
+
+def is_whole(value, least: int = 0) -> bool:
+    """Whether this is a whole number, of Python or NumPy, from `least` on; True is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least

@@ -9,13 +9,11 @@ from vplib import experiment
 from vplib.datasets import downloaded, faces
 from vplib.datasets.downloaded import DIGITS
 from vplib.datasets.fetching import DatasetUnavailable
-from vplib.datasets.folder import check_bytes, list_folder, read_images
-from vplib.datasets.imageset import ImageSet, balanced_order
+from vplib.datasets.folder import list_folder, read_images
+from vplib.datasets.imageset import ImageSet, balanced_order, check_bytes, is_whole
 from vplib.datasets.stored import Stored, from_arrays
 
 __all__ = ["NAMES", "DatasetUnavailable", "check_name", "load"]
-
-MAX_BYTES = 2 * 10**9  # more than this in one tensor wants a word from the caller
 
 
 def _digits(split: str) -> Stored:
@@ -108,7 +106,7 @@ def load(
         device: where the tensors live.
 
     Raises:
-        ValueError: unknown name or split, a size that cannot be, or more than `MAX_BYTES`: said
+        ValueError: unknown name or split, a size that cannot be, or more than 2 GB: said
             before an image is decoded, of which only those asked for are.
         DatasetUnavailable: the set is not on this machine and cannot be fetched; the message
             says what to get from where, and which embedded set does instead.
@@ -118,13 +116,12 @@ def load(
         hint = experiment.nearest(split, ("train", "test", "all"))
         raise ValueError(f"unknown split {split!r}; {hint}")
     for label, value in (("num_images", num_images), ("image_size", image_size)):
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
+        if value is not None and not is_whole(value, 1):
             raise ValueError(f"{label} must be a positive whole number or None, not {value!r}")
     if name.startswith("folder:"):
         files, labels, classes = list_folder(Path(name.removeprefix("folder:")).expanduser())
         rows = _choose_rows(name, labels, split, num_images, seed)
-        images = read_images([files[row] for row in rows], image_size, MAX_BYTES)
+        images = read_images([files[row] for row in rows], image_size)
         return ImageSet(images, labels[rows], classes, name).to(device)
     if name == "faces":
         labels = faces.standard_labels(split)
@@ -134,7 +131,7 @@ def load(
     found = _random(of) if random else _LOADERS[name](split)
     rows = _choose_rows(name, found.labels, split, num_images, seed, found.own_split)
     channels, *size = found.shape
-    check_bytes((len(rows), channels, *([image_size] * 2 if image_size else size)), MAX_BYTES)
+    check_bytes((len(rows), channels, *([image_size] * 2 if image_size else size)))
     landmarks = found.landmarks(image_size)
     return ImageSet(
         found.read(rows, image_size),
@@ -146,14 +143,7 @@ def load(
     ).to(device)
 
 
-def _choose_rows(
-    name: str,
-    labels: torch.Tensor,
-    split: str,
-    num_images: int | None,
-    seed: int,
-    own_split: bool = False,
-) -> torch.Tensor:
+def _choose_rows(name, labels, split, num_images, seed, own_split=False) -> torch.Tensor:
     rows = torch.arange(len(labels))
     if split != "all" and not own_split:  # with a split of its own, these are the part's already
         if len(labels) < 2:

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from vplib import experiment
 from vplib.datasets.fetching import reading
+from vplib.datasets.transforms import resize
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,7 @@ def from_arrays(parts: Iterable, classes, *, top: float = 255, own_split: bool =
 
     def read(rows, image_size):
         images = pixels[rows].float().div_(top).clamp_(0, 1).contiguous()
-        if image_size is not None and images.shape[2:] != (image_size, image_size):
-            size = (image_size, image_size)
-            images = F.interpolate(images, size, mode="bilinear", antialias=True).clamp_(0, 1)
-        return images
+        return images if image_size is None else resize(images, image_size)
 
     return Stored(labels, tuple(classes), tuple(pixels.shape[1:]), read, own_split)
 
@@ -88,14 +84,18 @@ def read_parts(
     Raises:
         DatasetUnavailable: a file is missing or damaged.
     """
+    from torchvision.transforms.v2 import functional as v2
+
     channels, height, width = shape
-    size, box = ((image_size, image_size), square) if image_size else ((width, height), whole)
-    images = torch.empty(len(rows), channels, size[1], size[0])
+    size = (image_size, image_size) if image_size else (height, width)
+    images = torch.empty(len(rows), channels, *size)
     for i, row in enumerate(experiment.progress(rows.tolist(), f"reading {name}")):
         with reading(name, place, files[row].name), Image.open(files[row]) as image:
+            box = square if image_size else whole
             if image.width < box[2] or image.height < box[3]:
                 raise ValueError(f"{image.width}x{image.height} pixels, fewer than expected")
             part = image.convert("L" if channels == 1 else "RGB").crop(box)
-            array = np.asarray(part.resize(size), dtype=np.float32) / 255
-            images[i] = torch.from_numpy(array.reshape(*size[::-1], channels)).permute(2, 0, 1)
+            part = part if image_size else part.resize((width, height))  # as scikit-learn's lfw
+            pixels = v2.pil_to_tensor(part)[None].float() / 255
+            images[i] = resize(pixels, image_size)[0] if image_size else pixels[0]
     return images

@@ -40,7 +40,6 @@ def cnn(
     num_classes: int,
     channels: Sequence[int] = (32, 64),
     hidden: int = 128,
-    activation: str = "relu",
 ) -> nn.Sequential:
     """A small convolutional network: 3x3 convolutions with 2x2 pooling, one hidden layer.
 
@@ -49,7 +48,6 @@ def cnn(
         num_classes: number of logits.
         channels: output channels of each convolution.
         hidden: width of the hidden layer.
-        activation: "relu" or "tanh".
 
     Returns:
         A model from (N, C, H, W) images to (N, num_classes) logits.
@@ -62,12 +60,10 @@ def cnn(
         raise ValueError(f"{height}x{width} images cannot be halved {len(channels)} times")
     layers: list[nn.Module] = []
     for after in channels:
-        layers += [nn.Conv2d(before, after, 3, padding=1), ACTIVATIONS[activation]()]
-        layers += [nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         before, height, width = after, height // 2, width // 2
     layers += [nn.Flatten(), nn.Linear(before * height * width, hidden)]
-    layers += [ACTIVATIONS[activation](), nn.Linear(hidden, num_classes)]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden, num_classes))
 
 
 def lenet(
@@ -107,52 +103,6 @@ def lenet(
     for parameter in model.parameters() if spread else ():
         nn.init.uniform_(parameter, -spread, spread)
     return model
-
-
-def dcgan(
-    shape: Sequence[int], num_latents: int = 32, channels: int = 32
-) -> tuple[nn.Sequential, nn.Sequential]:
-    """A small DCGAN: the generator, from (N, num_latents) to images in [0, 1], and its critic.
-
-    Args:
-        shape: (C, H, W) of one image; H and W divisible by 4.
-        num_latents: size of a latent vector.
-        channels: of the layers next to the image; the inner ones have twice as many.
-
-    Returns:
-        Generator and discriminator; the latter gives one logit, (N, 1), high for real images.
-
-    Raises:
-        ValueError: the images cannot be halved twice.
-
-    Source:
-        Radford et al., Unsupervised representation learning with deep convolutional generative
-        adversarial networks, ICLR 2016; two levels instead of four.
-    """
-    depth, height, width = shape
-    if height % 4 or width % 4:
-        raise ValueError(f"{height}x{width} images cannot be halved twice; use another image_size")
-    inner = (2 * channels, height // 4, width // 4)
-    generator = nn.Sequential(
-        nn.Linear(num_latents, math.prod(inner)),
-        nn.Unflatten(1, inner),
-        nn.BatchNorm2d(2 * channels),
-        nn.ReLU(),
-        nn.ConvTranspose2d(2 * channels, channels, 4, 2, 1),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(),
-        nn.ConvTranspose2d(channels, depth, 4, 2, 1),
-        nn.Sigmoid(),
-    )
-    discriminator = nn.Sequential(
-        nn.Conv2d(depth, channels, 4, 2, 1),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(channels, 2 * channels, 4, 2, 1),
-        nn.LeakyReLU(0.2),
-        nn.Flatten(),
-        nn.Linear(math.prod(inner), 1),
-    )
-    return generator, discriminator
 
 
 class Square(nn.Module):

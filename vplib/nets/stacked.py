@@ -1,21 +1,124 @@
-"""Many small models of one architecture as one: their weights stacked, one product for all.
+"""Many small networks of one architecture as one: their weights stacked, one product for all.
 
-A state is a dictionary from a parameter's name to the K models' values, (K, ...). `training`
-decides what is trained on what; here is only how K forward and backward passes become one.
+A state is a dictionary from a parameter's name to the K networks' values, (K, ...); inputs are
+(K, B, ...). `RULES` says for each type of layer how K passes, their gradients and each example's
+gradients become one. It serves training, DP-SGD, private GANs, and the simulated clients of the
+federated loop; networks with other layers go through vmap.
 """
 
-from collections.abc import Callable
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad, replace_all_batch_norm_modules_, vmap
 from torch.optim.adam import adam
+from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 State = dict[str, Tensor]
+Forward = Callable[[State, Tensor], Tensor]
 Gradients = Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor]]]
+Examples = dict[str, Tensor | tuple[Tensor, Tensor]]
 _LOOP_ONLY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+class Rule(NamedTuple):
+    """How K layers of one type are computed as one.
+
+    Args:
+        forward: outputs (K, B, ...) from the layer, inputs, weights (K, ...) and biases or None.
+        back: slopes at the inputs from slopes at the outputs, inputs, outputs and weights; it may
+            overwrite its first argument. None: by autograd.
+        examples: each example's gradients of weight and bias, as in `examples`, from the layer,
+            slopes at the outputs and inputs. None: the layer has no weights.
+    """
+
+    forward: Callable
+    back: Callable | None = None
+    examples: Callable | None = None
+
+
+def _linear(layer, x, weight, bias):
+    turned = weight.transpose(1, 2)
+    return x @ turned if bias is None else torch.baddbmm(bias.unsqueeze(1), x, turned)
+
+
+def _grouped(layer, x, weight, bias):
+    """One grouped convolution on (B, K * C, H, W), which is a view of what another one made."""
+    bias = None if bias is None else bias.flatten()
+    shape = layer.stride, layer.padding, layer.dilation, len(x) * layer.groups
+    y = F.conv2d(x.transpose(0, 1).flatten(1, 2), weight.flatten(0, 1), bias, *shape)
+    return y.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+
+def _pooled(layer, x, *_):
+    return layer(x.transpose(0, 1).flatten(1, 2)).unflatten(1, (len(x), -1)).transpose(0, 1)
+
+
+def _patches(layer, x):
+    """What each place of the output sees: (K, B, C * kernel, places)."""
+    shape = layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    return F.unfold(x.flatten(0, 1), *shape).unflatten(0, x.shape[:2])
+
+
+def _unfolded(layer, x, weight, bias):
+    """A convolution as a product: fewer calls where its gradient is differentiated again."""
+    size, pad = layer.dilation[0] * (layer.kernel_size[0] - 1) + 1, layer.padding[0]
+    height = (x.shape[-2] + 2 * pad - size) // layer.stride[0] + 1
+    y = weight.flatten(2)[:, None] @ _patches(layer, x)
+    y = y if bias is None else y + bias[:, None, :, None]
+    return y.unflatten(-1, (height, -1))
+
+
+def _convolved_examples(layer, slope, x):
+    slope = slope.flatten(3)
+    weight = slope @ _patches(layer, x).transpose(2, 3)
+    return weight.unflatten(3, layer.weight.shape[1:]), slope.sum(3)
+
+
+RULES = {
+    nn.Linear: Rule(_linear, lambda d, x, y, w: d @ w, lambda layer, d, x: ((d, x), d)),
+    nn.Conv2d: Rule(_grouped, None, _convolved_examples),
+    nn.Flatten: Rule(lambda layer, x, *_: x.flatten(2), lambda d, x, y, w: d.view_as(x)),
+    nn.MaxPool2d: Rule(_pooled),
+    nn.AvgPool2d: Rule(_pooled),
+    nn.ReLU: Rule(lambda layer, x, *_: x.relu(), lambda d, x, y, w: d.mul_(y > 0)),
+    nn.Tanh: Rule(lambda layer, x, *_: x.tanh(), lambda d, x, y, w: d.mul_(1 - y**2)),
+    nn.Sigmoid: Rule(lambda layer, x, *_: x.sigmoid(), lambda d, x, y, w: d.mul_(y * (1 - y))),
+}
+
+
+def known(net: nn.Module, unfold: bool = False) -> bool:
+    """Whether `RULES` compute this network; a subclass may compute something else.
+
+    Args:
+        net: the network.
+        unfold: its convolutions are to be unfolded, or their examples' gradients found.
+    """
+    if type(net) is not nn.Sequential or not all(type(layer) in RULES for layer in net):
+        return False
+    names = {f"{i}.{name}" for i, layer in enumerate(net) for name, _ in layer.named_parameters()}
+    if names != {name for name, _ in net.named_parameters()}:  # other names, or a layer used twice
+        return False
+    flat = False
+    for layer in net:
+        if isinstance(layer, nn.Flatten):
+            flat = True
+            if (layer.start_dim, layer.end_dim) != (1, -1):
+                return False
+        if isinstance(layer, nn.Linear) and not flat:  # inputs of any shape
+            return False
+        if isinstance(layer, nn.Conv2d) and (
+            layer.padding_mode != "zeros"
+            or (unfold and (layer.groups > 1 or isinstance(layer.padding, str)))
+        ):
+            return False
+    return True
 
 
 def wins(model: nn.Module, images: Tensor) -> bool:
@@ -27,11 +130,40 @@ def wins(model: nn.Module, images: Tensor) -> bool:
     return plain and (not convolutions or images.shape[-1] <= 16)
 
 
-def forward_of(net: nn.Module) -> Callable[[State, Tensor], Tensor] | None:
-    """The forward pass of K models like this one, or None if there is none.
+def forward(net: nn.Sequential, state: State, x: Tensor, unfold: bool = False) -> Tensor:
+    """The answers of K known networks, each to inputs of its own.
 
-    Linear layers become one batched product, convolutions one grouped convolution on
-    (B, K * C, H, W); any other architecture goes through vmap.
+    Args:
+        net: one of them; only its architecture counts.
+        state: their parameters.
+        x: (K, B, ...).
+        unfold: convolutions as products, for gradients that are differentiated again.
+
+    Returns:
+        (K, B, outputs).
+    """
+    for i, layer in enumerate(net):
+        unfolds = unfold and isinstance(layer, nn.Conv2d)
+        compute = _unfolded if unfolds else RULES[type(layer)].forward
+        x = compute(layer, x, state.get(f"{i}.weight"), state.get(f"{i}.bias"))
+    return x
+
+
+def functional(net: nn.Module) -> Forward:
+    """One network of any architecture as a function of its parameters; its buffers stay.
+
+    Args:
+        net: it is copied. In training mode batch norm takes its own batch's statistics.
+    """
+    base = copy.deepcopy(net).requires_grad_(False)
+    if net.training:
+        replace_all_batch_norm_modules_(base)  # no running statistics, which vmap cannot update
+    buffers = dict(base.named_buffers())
+    return lambda state, x: functional_call(base, {**state, **buffers}, (x,))
+
+
+def forward_of(net: nn.Module) -> Forward | None:
+    """The forward pass of K models like this one, or None where they must go one by one.
 
     Returns:
         A function from a stacked state and inputs (K, B, ...) to logits (K, B, classes).
@@ -42,139 +174,255 @@ def forward_of(net: nn.Module) -> Callable[[State, Tensor], Tensor] | None:
         or not all(p.requires_grad for p in net.parameters())
     ):
         return None
-    if type(net) is not nn.Sequential or not all(_is_plain(m) for m in net):
-        base = net.to("meta")
-        return vmap(lambda state, x: functional_call(base, state, (x,)))
-
-    def forward(state: dict[str, Tensor], x: Tensor) -> Tensor:
-        num_models, packed = len(x), False
-        for i, layer in enumerate(net):
-            weight, bias = state.get(f"{i}.weight"), state.get(f"{i}.bias")
-            if isinstance(layer, nn.Conv2d):
-                if not packed:
-                    x, packed = x.transpose(0, 1).flatten(1, 2), True
-                bias = None if bias is None else bias.flatten()
-                groups = num_models * layer.groups
-                shape = (layer.stride, layer.padding, layer.dilation, groups)
-                x = F.conv2d(x, weight.flatten(0, 1), bias, *shape)
-            elif isinstance(layer, nn.Linear):
-                bias = 0 if bias is None else bias.unsqueeze(1)
-                x = x @ weight.transpose(1, 2) + bias
-            elif isinstance(layer, nn.Flatten):
-                x = x.view(len(x), num_models, -1).transpose(0, 1) if packed else x.flatten(2)
-                packed = False
-            elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and not packed:
-                x = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-            else:
-                x = layer(x)
-        return x
-
-    return forward
+    return partial(forward, net) if known(net) else vmap(functional(net))
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether the batched forward knows this layer; a subclass may compute something else."""
-    layers = (nn.Linear, nn.Conv2d, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Tanh)
-    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1):
-        return False
-    return type(layer) in layers and getattr(layer, "padding_mode", "zeros") == "zeros"
-
-
-def by_autograd(forward: Callable[[State, Tensor], Tensor], state: State) -> Gradients:
+def by_autograd(
+    forward: Forward, state: State, x: Tensor, y: Tensor, create_graph: bool = False
+) -> tuple[Tensor, State]:
     """Gradients of all models by autograd; the sum over models does not mix their gradients.
 
-    Returns:
-        A function from inputs (K, B, ...) and labels (K, B) or (K, B, classes) to the loss
-        summed over models, and the gradients in the order of the state.
-    """
-    parameters = list(state.values())
+    Args:
+        forward: as `forward_of` gives it.
+        state: parameters that require gradients.
+        x: inputs (K, B, ...).
+        y: labels (K, B), or probabilities (K, B, classes).
+        create_graph: the gradients will be differentiated again.
 
-    def gradients(x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    Returns:
+        The logits, (K, B, classes), and by name the gradients of the mean cross-entropy.
+    """
+    with torch.enable_grad():
         logits = forward(state, x)
-        flat = y.flatten(0, 1)
-        loss = F.cross_entropy(logits.flatten(0, 1), flat, reduction="sum") / x.shape[1]
-        found = torch.autograd.grad(loss, parameters)
-        return loss.detach(), [g.contiguous() for g in found]  # fused updates ignore strides
-
-    return gradients
+        flat = logits.flatten(0, 1), y.flatten(0, 1)
+        loss = F.cross_entropy(*flat, reduction="sum") / x.shape[1]
+        found = torch.autograd.grad(loss, list(state.values()), create_graph=create_graph)
+    return logits.detach(), dict(zip(state, found, strict=True))
 
 
-def closed_form(net: nn.Module, state: State) -> Gradients | None:
-    """Gradients of all models of a ReLU or tanh MLP by hand, or None for other models.
+def gradients_of(net: nn.Module, state: State) -> Gradients:
+    """Gradients of all models' mean cross-entropy: by hand where `RULES` can, else by autograd.
 
-    Half the cost of autograd at these sizes, where the time goes into calls, not products.
+    By hand is half the cost at these sizes, where the time goes into calls, not products.
+
+    Args:
+        net: one of the models; `forward_of` must have an answer to it.
+        state: their parameters, which an update may change in place.
 
     Returns:
-        A function as `by_autograd` returns it.
+        A function from inputs (K, B, ...) and labels (K, B) or (K, B, classes) to the logits and
+        the gradients in the order of the state.
     """
-    plain = type(net) is nn.Sequential and all(_is_plain(m) for m in net)
-    body = list(net)[1:] if plain and type(net[0]) is nn.Flatten else []
-    linear, between = body[::2], {type(m) for m in body[1::2]}
-    if (
-        len(body) % 2 == 0
-        or not all(type(m) is nn.Linear and m.bias is not None for m in linear)
-        or not between <= {nn.ReLU, nn.Tanh}
-        or len(between) > 1
-    ):
-        return None
-    tanh = nn.Tanh in between
-    names = [f"{1 + 2 * i}" for i in range(len(linear))]
-    weights = [state[f"{name}.weight"] for name in names]
-    biases = [state[f"{name}.bias"] for name in names]
+    if known(net) and all(RULES[type(layer)].back for layer in net):
 
-    @torch.no_grad()
+        def by_hand(x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+            found, logits = examples(net, state, x, lambda z: entropy_slope(z, y).div_(x.shape[1]))
+            return logits, list(summed(found).values())
+
+        return by_hand
+    forward = forward_of(net)
+
     def gradients(x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        inputs = [x.flatten(2)]
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            z = torch.baddbmm(bias.unsqueeze(1), inputs[-1], weight.transpose(1, 2))
-            inputs.append(z.tanh_() if tanh else z.relu_())
-        logits = torch.baddbmm(biases[-1].unsqueeze(1), inputs[-1], weights[-1].transpose(1, 2))
-        error = logits.softmax(-1)  # minus the target: the gradient of the logits
-        if y.ndim == 2:
-            index = y.unsqueeze(-1)
-            loss = -error.gather(2, index).clamp_min(1e-38).log().sum()
-            error.scatter_add_(2, index, error.new_full((1, 1, 1), -1.0).expand(index.shape))
-        else:
-            loss = -(error.clamp_min(1e-38).log() * y).sum()
-            error -= y
-        error /= x.shape[1]
-        found = {}
-        for name, weight, values in reversed(list(zip(names, weights, inputs, strict=True))):
-            found[f"{name}.bias"] = error.sum(1)
-            found[f"{name}.weight"] = error.transpose(1, 2) @ values
-            if values is not inputs[0]:
-                slope = 1 - values**2 if tanh else values > 0
-                error = (error @ weight).mul_(slope)
-        return loss, [found[name] for name in state]
+        logits, found = by_autograd(forward, state, x, y)
+        return logits, list(found.values())
 
     return gradients
+
+
+def entropy_slope(logits: Tensor, y: Tensor) -> Tensor:
+    """The derivatives of each example's cross-entropy by its logits.
+
+    Args:
+        logits: (K, B, classes).
+        y: labels (K, B), or probabilities (K, B, classes).
+    """
+    slope = logits.softmax(-1)
+    if y.ndim == logits.ndim:
+        return slope.sub_(y)
+    index = y.unsqueeze(-1)
+    return slope.scatter_add_(2, index, slope.new_full((1, 1, 1), -1.0).expand(index.shape))
+
+
+def examples(
+    net: nn.Sequential, state: State, x: Tensor, slope: Callable[[Tensor], Tensor]
+) -> tuple[Examples, Tensor]:
+    """Each example's gradient, in K known networks at once, and the networks' answers.
+
+    The gradient of a linear layer's weight is an outer product, and is left as its two vectors.
+
+    Args:
+        net: one of the networks.
+        state: their parameters.
+        x: (K, B, ...).
+        slope: from the answers (K, B, outputs) to the derivatives of each example's loss.
+
+    Returns:
+        By parameter, in the order of the state, gradients in full (K, B, ...), or for weights of
+        linear layers slopes (K, B, out) and inputs (K, B, in); and the answers, (K, B, outputs).
+    """
+    rules = [RULES[type(layer)] for layer in net]
+    by_hand = all(rule.back for rule in rules)
+    weighted = [i for i, rule in enumerate(rules) if rule.examples]
+    inputs, outputs, slopes = [], [], {}
+    state, x = detached(state), x.detach()
+    with torch.enable_grad():
+        for i, (layer, rule) in enumerate(zip(net, rules, strict=True)):
+            inputs.append(x)
+            x = rule.forward(layer, x, state.get(f"{i}.weight"), state.get(f"{i}.bias"))
+            if i == weighted[0] and not by_hand:
+                x.requires_grad_()
+            outputs.append(x)
+    answers = x.detach()
+    error = slope(answers)
+    if by_hand:
+        for i in range(len(net) - 1, weighted[0] - 1, -1):
+            if rules[i].examples:
+                slopes[i] = error
+            if i > weighted[0]:
+                error = rules[i].back(error, inputs[i], outputs[i], state.get(f"{i}.weight"))
+    else:
+        slopes = torch.autograd.grad(x, [outputs[i] for i in weighted], error)
+        slopes = dict(zip(weighted, slopes, strict=True))
+    found = {}
+    for i, error in slopes.items():
+        pair = rules[i].examples(net[i], error, inputs[i].detach())
+        found[f"{i}.weight"], found[f"{i}.bias"] = pair
+    return {name: found[name] for name in state}, answers
+
+
+def per_example(net: nn.Module) -> Callable[[State, Tensor, Tensor], State]:
+    """Each example's gradient of cross-entropy in full, for any architecture, by vmap.
+
+    Args:
+        net: one of K models.
+
+    Returns:
+        A function from a stacked state, inputs (K, B, ...) and labels (K, B) to gradients by name,
+        (K, B, ...).
+    """
+    model = functional(net)
+
+    def loss(state, x, y):
+        return F.cross_entropy(model(state, x[None]), y[None])
+
+    gradients = vmap(vmap(grad(loss), in_dims=(None, 0, 0)))
+    return lambda state, x, y: gradients(detached(state), x, y)
+
+
+def examples_of(net: nn.Module) -> Callable[[State, Tensor, Tensor], Examples]:
+    """As `per_example`, but by `examples` where `RULES` can, which is faster and takes less."""
+    if not known(net, unfold=True):
+        return per_example(net)
+    return lambda state, x, y: examples(net, state, x, lambda z: entropy_slope(z, y))[0]
+
+
+def detached(state: State) -> State:
+    """The same parameters, for gradients by something else."""
+    return {name: value.detach() for name, value in state.items()}
+
+
+def summed(found: Examples, weights: Tensor | None = None) -> State:
+    """Sums over the batch of examples' gradients, (K, ...) by parameter.
+
+    Args:
+        found: as `examples` gives them.
+        weights: (K, B) of each example; None: 1.
+    """
+
+    def total(one):
+        if isinstance(one, tuple):
+            slopes = one[0] if weights is None else one[0] * weights.unsqueeze(-1)
+            return slopes.transpose(1, 2) @ one[1]
+        if weights is None:
+            return one.sum(1)
+        return (weights.unsqueeze(1) @ one.flatten(2)).view(len(one), *one.shape[2:])
+
+    sums = {name: total(found[name]) for name in reversed(found)}  # 5 % faster in this order
+    return {name: sums[name] for name in found}
+
+
+def clipped_sum(
+    parts: Sequence[Examples], clip: float | Tensor, weights: Tensor
+) -> tuple[State, Tensor]:
+    """The sum over a batch of gradients, each clipped to a norm over all parameters.
+
+    No gradient of a linear layer is formed (ghost clipping): inner products of outer products are
+    products of inner products.
+
+    Args:
+        parts: what adds up to an example's gradient, as `examples` gives it: one part, or such as
+            that of a real and that of a generated image.
+        clip: largest norm: a number, or (K,).
+        weights: (K, B) 1 for the examples that count, 0 for padding.
+
+    Returns:
+        The sums by parameter, (K, ...), and the norms before clipping, (K, B).
+
+    Source:
+        Goodfellow, Efficient per-example gradient computations, arXiv:1510.01799 (norms, for one
+        part); Li et al., ICLR 2022 (ghost clipping).
+    """
+    squares = torch.zeros_like(weights)
+    for one, other in itertools.combinations_with_replacement(parts, 2):
+        for name in one:
+            squares += (1 if one is other else 2) * _inner(one[name], other[name])
+    norms = squares.clamp_min(0).sqrt()
+    clip = torch.as_tensor(clip, dtype=norms.dtype, device=norms.device).view(-1, 1)
+    weights = weights * (clip / norms.clamp_min(1e-12)).clamp_max(1)
+    sums = [summed(one, weights) for one in parts]
+    return {name: sum(one[name] for one in sums) for name in sums[0]}, norms
+
+
+def _inner(one, other):
+    """The inner product of two gradients of one parameter, example by example: (K, B)."""
+    if isinstance(one, tuple):
+        return (one[0] * other[0]).sum(-1) * (one[1] * other[1]).sum(-1)
+    return (one * other).flatten(2).sum(-1)
 
 
 def updater(
-    parameters: list[Tensor], optimizer: str, lr: float, momentum: float, weight_decay: float
-) -> Callable[[list[Tensor]], None]:
-    """One step of torch's SGD or Adam, from gradients, in place.
+    parameters: Sequence[Tensor],
+    optimizer: str,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    beta: float = 0.9,
+) -> Callable[[Sequence[Tensor]], None]:
+    """One step of torch's SGD, Adam or RMSProp, from gradients, in place.
 
     Its functional form: the optimizer object's bookkeeping costs as much as the update at these
     sizes, and imports torch's compiler.
+
+    Args:
+        parameters: contiguous ones.
+        optimizer: "sgd", "adam" or "rmsprop".
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: L2 penalty.
+        beta: Adam's decay of the mean gradient.
     """
     parameters = [parameter.detach() for parameter in parameters]
     means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    if optimizer == "adam":
-        num_steps = [torch.zeros((), device=p.device) for p in parameters]
+    num_steps = [torch.zeros((), device=p.device) for p in parameters]
+    settings = dict(lr=lr, weight_decay=weight_decay, maximize=False)
 
-        def update(gradients: list[Tensor]) -> None:
+    def update(gradients: Sequence[Tensor]) -> None:
+        gradients = [g.contiguous() for g in gradients]  # fused updates ignore strides
+        if optimizer == "adam":
             adam(
                 parameters, gradients, means, squares, [], num_steps, fused=True, amsgrad=False,
-                beta1=0.9, beta2=0.999, lr=lr, weight_decay=weight_decay, eps=1e-8, maximize=False,
+                beta1=beta, beta2=0.999, eps=1e-8, **settings,
             )  # fmt: skip
-    else:
-        buffers = means if momentum else [None] * len(parameters)
-
-        def update(gradients: list[Tensor]) -> None:
+        elif optimizer == "rmsprop":
+            rmsprop(
+                parameters, gradients, squares, [], [], num_steps, foreach=True, alpha=0.99,
+                eps=1e-8, momentum=0.0, centered=False, **settings,
+            )  # fmt: skip
+        else:
+            buffers = means if momentum else [None] * len(parameters)
             sgd(
-                parameters, gradients, buffers, fused=True, weight_decay=weight_decay,
-                momentum=momentum, lr=lr, dampening=0.0, nesterov=False, maximize=False,
+                parameters, gradients, buffers, fused=True, momentum=momentum, dampening=0.0,
+                nesterov=False, **settings,
             )  # fmt: skip
 
     return update

@@ -7,6 +7,7 @@ them together, each with its own initialization, subset and data order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from vplib.nets import stacked
 Build = Callable[[], nn.Module]
 Loss = Callable[[Tensor, Tensor], Tensor]
 CHUNK = {"cpu": 16, "cuda": 256}  # models trained in one go; more are slower on a CPU
+AT_ONCE = 2048  # images that models answer at a time
+FORMS = ("auto", "batched", "loop")
 _TRAINING_CODE = "".join(  # decides cached models as well
     Path(file).read_text(encoding="utf-8")
     for file in (__file__, stacked.__file__, seeding.__file__)
@@ -40,7 +43,6 @@ def fit(
     optimizer: str = "sgd",
     loss: Loss = F.cross_entropy,
     seed: int = 0,
-    description: str = "",
 ) -> nn.Module:
     """Trains one model in place, from the weights it has.
 
@@ -56,7 +58,6 @@ def fit(
         optimizer: "sgd" or "adam".
         loss: from a batch's outputs and labels to a number; cross-entropy by default.
         seed: decides the order of the images, and what dropout drops.
-        description: names the progress bar; empty for none.
 
     Returns:
         The same model, in evaluation mode.
@@ -77,9 +78,8 @@ def fit(
             model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
         )
     order = torch.Generator().manual_seed(seeding.derive(seed, "order"))
-    epochs = range(num_epochs)
     with seeding.seeded(seeding.derive(seed, "dropout")), threads.one_thread(images):
-        for _ in experiment.progress(epochs, description) if description else epochs:
+        for _ in range(num_epochs):
             for rows in torch.randperm(len(images), generator=order).split(batch_size):
                 rows = rows.to(images.device)
                 value = loss(model(images[rows]), labels[rows])
@@ -115,25 +115,17 @@ class Ensemble:
         return model.eval()
 
     @torch.no_grad()
-    def logits(self, images: Tensor, batch_size: int = 2048) -> Tensor:
-        """The answers of all models to all images.
-
-        Args:
-            images: (N, ...) inputs.
-            batch_size: images at a time.
-
-        Returns:
-            (K, N, classes) logits.
-        """
+    def logits(self, images: Tensor) -> Tensor:
+        """The answers of all models to all images (N, ...): (K, N, classes) logits."""
         forward = stacked.forward_of(seeding.initialized(self.build, 0).eval())
         if forward is None:
             models = [self.model(k) for k in range(len(self))]
-            parts = images.split(batch_size)
+            parts = images.split(AT_ONCE)
             return torch.stack([torch.cat([m(part) for part in parts]) for m in models])
         answers = []
         for some in torch.arange(len(self)).split(CHUNK["cpu"]):
             state = {name: value[some] for name, value in self.state.items()}
-            parts = [part.expand(len(some), *part.shape) for part in images.split(batch_size)]
+            parts = [part.expand(len(some), *part.shape) for part in images.split(AT_ONCE)]
             answers.append(torch.cat([forward(state, part) for part in parts], dim=1))
         return torch.cat(answers)
 
@@ -147,7 +139,7 @@ class Ensemble:
 
         @torch.no_grad()
         def predict(images: Tensor) -> Tensor:
-            return torch.cat([model(part) for part in images.split(2048)]).softmax(-1)
+            return torch.cat([model(part) for part in images.split(AT_ONCE)]).softmax(-1)
 
         return predict
 
@@ -238,98 +230,23 @@ def fit_many(
     )
     seeds = [seeding.derive(seed, k) for k in range(len(subsets))]
     chunk = CHUNK.get(images.device.type, 16) if form == "batched" else 1
-    common = _TRAINING_CODE, torch.__version__, images.device.type, form, settings
-    if keep:
-        common += (cache.fingerprint(images, labels),)
+    common = _TRAINING_CODE, images.device.type, form, settings
+    common += (cache.fingerprint(images, labels),) if keep else ()
     states = []
     bar = experiment.progress(range(len(subsets)), description)
     for some in torch.arange(len(subsets)).split(chunk):
         models = [seeding.initialized(build, seeds[k]) for k in some]
         rows, own = subsets[some], [seeds[k] for k in some]
-        key = cache.fingerprint(*common, rows, own, *models) if keep else ""
-        state = cache.read(key) if keep else None
-        cache.counts["trained" if state is None else "reused"] += len(some)
-        if state is None:
-            state = _fit_chunk(models, forward, images, labels, rows, own, form, settings)
-            if keep:
-                cache.write(key, state)
+        state = cache.kept(
+            (*common, rows, own, *models) if keep else None,
+            partial(_fit_chunk, models, images, labels, rows, own, form, settings),
+            len(some),
+        )
         states.append({name: value.to(images.device) for name, value in state.items()})
         bar.update(len(some))
     bar.close()
     whole = {name: torch.cat([s[name] for s in states]) for name in states[0]}
     return Ensemble(build, whole, subsets)
-
-
-def fit_gan(
-    generator: nn.Module,
-    discriminator: nn.Module,
-    images: Tensor,
-    num_latents: int,
-    *,
-    num_steps: int = 2000,
-    lr: float = 0.002,
-    batch_size: int = 64,
-    seed: int = 0,
-    keep: bool = True,
-) -> nn.Module:
-    """Trains a generator in place against a discriminator; trained ones come from the disk cache.
-
-    Args:
-        generator: from (N, num_latents) normal vectors to images, as `models.dcgan` makes it.
-        discriminator: from images to one logit each.
-        images: (N, C, H, W) what to imitate.
-        num_latents: size of a latent vector.
-        num_steps: steps of each of the two.
-        lr: learning rate of Adam.
-        batch_size: real and generated images a step.
-        seed: decides the order of the images and the latent vectors.
-        keep: use the cache.
-
-    Returns:
-        The generator, in evaluation mode.
-
-    Raises:
-        FloatingPointError: a loss is no longer finite.
-
-    Source:
-        Goodfellow et al., Generative adversarial nets, NeurIPS 2014, the non-saturating loss.
-        Adam's beta_1 is 0: with DCGAN's 0.5 every other seed collapsed within 800 steps.
-    """
-    settings = dict(num_steps=num_steps, lr=lr, batch_size=batch_size, num_latents=num_latents)
-    key = ""
-    if keep:
-        key = cache.fingerprint(
-            _TRAINING_CODE, torch.__version__, images.device.type, settings, seed, images,
-            generator, discriminator,
-        )  # fmt: skip
-    state = cache.read(key) if keep else None
-    cache.counts["trained" if state is None else "reused"] += 1
-    if state is not None:
-        generator.load_state_dict(state)
-        return generator.to(images.device).eval()
-    nets = generator.to(images.device).train(), discriminator.to(images.device).train()
-    steppers = [
-        torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.999), fused=True) for net in nets
-    ]
-    with seeding.seeded(seeding.derive(seed, "gan")), threads.one_thread(images):
-        for _ in experiment.progress(range(num_steps), "generator"):
-            real = images[torch.randint(len(images), (batch_size,)).to(images.device)]
-            fake = generator(torch.randn(batch_size, num_latents).to(images.device))
-            said = discriminator(torch.cat([real, fake.detach()])).flatten().chunk(2)
-            loss = F.softplus(-said[0]).mean() + F.softplus(said[1]).mean()
-            _step(steppers[1], loss)
-            loss = F.softplus(-discriminator(fake)).mean()
-            _step(steppers[0], loss, list(generator.parameters()))
-        check_finite(loss.detach(), lr)
-    if keep:
-        cache.write(key, {k: v for k, v in generator.state_dict().items()})
-    return generator.eval()
-
-
-def _step(stepper: torch.optim.Optimizer, loss: Tensor, inputs: list | None = None) -> None:
-    stepper.zero_grad()
-    loss.backward(inputs=inputs)
-    stepper.step()
 
 
 def half_splits(num_records: int, num_models: int, seed: int = 0) -> Tensor:
@@ -369,10 +286,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(-1) == labels).float().mean(-1)
 
 
-FORMS = ("auto", "batched", "loop")
-
-
-def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
+def _fit_chunk(models, images, labels, subsets, seeds, form, settings):
     """Trains some models, one after another or stacked; returns their stacked state."""
     models = [model.to(images.device) for model in models]
     if form == "loop":
@@ -380,23 +294,21 @@ def _fit_chunk(models, forward, images, labels, subsets, seeds, form, settings):
             fit(model, images[rows], labels[rows], seed=seed, **settings)
         states = [model.state_dict() for model in models]
         return {name: torch.stack([s[name] for s in states]) for name in states[0]}
-    state = {
-        name: value.detach().clone().requires_grad_()
-        for name, value in stack_module_state(models)[0].items()
-    }
+    state = stack_module_state(models)[0]
     names = "optimizer", "lr", "momentum", "weight_decay"
     update = stacked.updater(list(state.values()), *(settings[name] for name in names))
-    gradients = stacked.closed_form(models[0], state) or stacked.by_autograd(forward, state)
+    gradients = stacked.gradients_of(models[0], state)
     orders = [torch.Generator().manual_seed(seeding.derive(seed, "order")) for seed in seeds]
     with threads.one_thread(images):
         for _ in range(settings["num_epochs"]):
             order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
             shuffled = subsets.gather(1, order.to(images.device))
             for rows in shuffled.split(settings["batch_size"], dim=1):
-                loss, found = gradients(images[rows], labels[rows])
+                logits, found = gradients(images[rows], labels[rows])
                 update(found)
+            loss = F.cross_entropy(logits.flatten(0, 1), labels[rows].flatten(0, 1))
             check_finite(loss, settings["lr"])
-    return {name: value.detach() for name, value in state.items()}
+    return state
 
 
 def _check(model, images, labels, num_epochs, lr, batch_size, optimizer) -> None:
@@ -428,6 +340,10 @@ def _check(model, images, labels, num_epochs, lr, batch_size, optimizer) -> None
 
 def check_finite(loss: Tensor, lr: float) -> None:
     """Stops a training that diverged.
+
+    Args:
+        loss: or another number that is finite where training did not diverge.
+        lr: the learning rate that was too high.
 
     Raises:
         FloatingPointError: the loss is infinite or not a number.

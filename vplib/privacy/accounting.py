@@ -70,22 +70,18 @@ class Statement:
         return "; ".join(part for part in parts if part)
 
 
-def state(
-    history: Sequence[Phase], delta: float, accountant: str = "rdp", note: str = ""
-) -> Statement:
-    """The guarantee of a run with Poisson sampling, ready to print.
+def state(history: Sequence[Phase], delta: float, note: str = "") -> Statement:
+    """The guarantee of a run with Poisson sampling, by the RDP accountant, ready to print.
 
     Args:
         history: the run's phases.
         delta: of the guarantee.
-        accountant: one of `ACCOUNTANTS`.
         note: what is not accounted for, such as tuning.
     """
     rates = sorted({rate for _, rate, _ in history})
     sampling = "Poisson, rate " + " and ".join(f"{rate:g}" for rate in rates)
     sampling += f", {sum(steps for *_, steps in history)} steps"
-    found = epsilon(history, delta, accountant)
-    return Statement(found, delta, sampling, ACCOUNTANTS[accountant], note=note)
+    return Statement(epsilon(history, delta), delta, sampling, ACCOUNTANTS["rdp"], note=note)
 
 
 def epsilon(history: Sequence[Phase], delta: float, accountant: str = "rdp") -> float:
@@ -237,35 +233,31 @@ def sigma_for(
     delta: float,
     sample_rate: float,
     num_steps: int,
-    accountant: str = "rdp",
     num_records: int | None = None,
 ) -> float:
     """The smallest noise multiplier, to about 1 % of epsilon, that keeps a run within a budget.
+
+    By Opacus' RDP accountant.
 
     Args:
         target: the epsilon allowed.
         delta: of the guarantee.
         sample_rate: of Poisson sampling.
         num_steps: steps of the whole run.
-        accountant: "rdp" or "prv".
         num_records: size of the training set, to check delta against.
 
     Raises:
-        ValueError: the request is impossible, or the accountant cannot be inverted.
+        ValueError: the request is impossible.
     """
     check_request(target, delta, sample_rate, num_records)
     if num_steps < 1:
         raise ValueError(f"a run needs at least one step, not {num_steps}")
-    if accountant not in ("rdp", "prv"):
-        raise ValueError(f"sigma is sought with 'rdp' or 'prv', not {accountant!r}")
     settings = dict(target_epsilon=target, target_delta=delta, steps=num_steps)
     settings |= dict(sample_rate=sample_rate, epsilon_tolerance=min(0.01, target / 100))
     try:
         with _quiet():
-            if accountant == "prv":
-                return get_noise_multiplier(**settings, accountant=accountant)
             for orders in WINDOWS:
-                sigma = get_noise_multiplier(**settings, accountant=accountant, alphas=orders)
+                sigma = get_noise_multiplier(**settings, accountant="rdp", alphas=orders)
                 spent = _renyi([(sigma, sample_rate, num_steps)], orders)
                 _, best = renyi.get_privacy_spent(orders=orders, rdp=spent, delta=delta)
                 if best > orders[0]:
@@ -306,32 +298,6 @@ def check_request(
             f"sample rate {sample_rate} is no probability; it is batch size over training-set "
             "size, at most 1"
         )
-
-
-def check_budget(
-    history: Sequence[Phase], delta: float, budget: float, accountant: str = "rdp"
-) -> float:
-    """What a budget leaves to spend.
-
-    Args:
-        history: what was run so far.
-        delta: of the guarantee.
-        budget: the epsilon allowed in all.
-        accountant: one of `ACCOUNTANTS`.
-
-    Returns:
-        The epsilon spent so far.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-    spent = epsilon(history, delta, accountant)
-    if spent >= budget:
-        raise ValueError(
-            f"the budget is spent: epsilon {spent:.3f} of {budget} at delta {delta:g}; more steps "
-            "on these records need a larger budget, agreed on beforehand"
-        )
-    return spent
 
 
 @contextmanager

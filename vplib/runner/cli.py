@@ -1,6 +1,6 @@
 """The `vplib` command: list, run, sweep, report, cache."""
 
-import contextlib
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -18,18 +18,39 @@ def cli():
     """Runs the notebooks of the visual privacy companion, and reports on them."""
 
 
+def _what_to_run(command):
+    """The options that `run` and `sweep` share; the command gets the notebooks and parameters."""
+
+    @functools.wraps(command)
+    def checked(notebooks, core, given, profile, **others):
+        given = dict(given) | ({} if profile is None else {"PROFILE": profile})
+        try:
+            status = command(running.find(notebooks, core), given, **others)
+        except ValueError as error:
+            _stop(error)
+        click.get_current_context().exit(status)
+
+    many = {"nargs": 2, "multiple": True, "metavar": "NAME VALUE"}
+    for add in (
+        click.option("--core", is_flag=True, help="The start page and the core notebooks."),
+        click.option("--out", type=Path, help="The folder of all that is made [default: runs/...]"),
+        click.option("--profile", help="The same as -p PROFILE; mostly lab or paper."),
+        click.option("-p", "given", help="A parameter of every notebook.", **many),
+        click.argument("notebooks", nargs=-1, metavar="NOTEBOOK..."),
+    ):
+        checked = add(checked)
+    return checked
+
+
 @cli.command("list")
 def list_notebooks():
     """Shows the notebooks: name, title, minutes, core or not, datasets."""
     rows = [("NOTEBOOK", "TITLE", "MINUTES", "CORE", "DATASETS")]
     for name, path in running.in_clone().items():
-        try:
-            about = reporting.read(path)["metadata"]["vplib"]
-        except ValueError:
-            about = {"title": "(unreadable)"}
-        core = "core" if about.get("core") or name == "00_start_here" else ""
+        about = running.about(path)
+        title, minutes = about.get("title", ""), str(about.get("minutes", ""))
         sets = ", ".join(about.get("datasets") or ())
-        rows.append((name, about.get("title", ""), str(about.get("minutes", "")), core, sets))
+        rows.append((name, title, minutes, "core" if about.get("core") else "", sets))
     if len(rows) == 1:
         _stop("no notebooks here: they are in the repository, not in the installed package")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -38,56 +59,33 @@ def list_notebooks():
 
 
 @cli.command()
-@click.argument("notebooks", nargs=-1, metavar="NOTEBOOK...")
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter.")
-@click.option("--profile", help="The same as -p PROFILE; mostly lab or paper.")
-@click.option("--out", type=Path, help="Where to put all that is made [default: runs/TIME].")
-@click.option("--core", is_flag=True, help="The start page and the core notebooks.")
+@_what_to_run
 @click.option("--gallery", type=Path, help="Write the hero figures to this folder.")
-@click.pass_context
-def run(ctx, notebooks, given, profile, out, core, gallery):
+def run(found, given, out, gallery):
     """Runs notebooks, given as paths or as `vplib list` names them, and writes a report."""
-    values = dict(given) | ({"PROFILE": profile} if profile is not None else {})
-    try:
-        jobs, folder = running.check(running.find(notebooks, core), values, out)
-    except ValueError as error:
-        _stop(error)
-    ctx.exit(running.run(jobs, folder, gallery))
+    return running.run(*running.check(found, given, out), gallery)
 
 
 @cli.command()
-@click.argument("notebooks", nargs=-1, metavar="NOTEBOOK...")
+@_what_to_run
 @click.option("--grid", multiple=True, metavar="NAME=a,b,c", help="Values of a parameter.")
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="For all points.")
-@click.option("--profile", help="The same as -p PROFILE; mostly lab or paper.")
-@click.option("--out", type=Path, help="The folder of the sweep [default: runs/sweep_TIME].")
-@click.option("--core", is_flag=True, help="The start page and the core notebooks.")
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler, as tcp://HOST:8786.")
 @click.option("--workers", type=click.IntRange(1), help="Processes here [default: one a core].")
 @click.option("--dry-run", is_flag=True, help="Show the points, and run nothing.")
-@click.pass_context
-def sweep(ctx, notebooks, grid, given, profile, out, core, scheduler, workers, dry_run):
-    r"""Runs notebooks with all combinations of the values in --grid, on Dask.
+def sweep(found, given, out, grid, scheduler, workers, dry_run):
+    """Runs notebooks with all combinations of the values in --grid, on Dask.
 
     The same command with the same --out goes on where a stopped sweep ended. It leaves the
     executed notebooks, sweep.csv, sweep.log and a report.
 
-    \b
-    vplib sweep attacks/membership_shadow --grid SEED=0,1,2 --grid DATASET=digits,mnist5k
+    Example: vplib sweep attacks/membership_shadow --grid SEED=0,1,2 --grid DATASET=digits,mnist5k
     """
     from vplib.runner import sweep as sweeping
 
-    values = dict(given) | ({"PROFILE": profile} if profile is not None else {})
-    try:
-        if scheduler and workers:
-            raise ValueError("--workers is for a cluster on this machine; --scheduler has its own")
-        points, folder = sweeping.plan(running.find(notebooks, core), grid, values, out)
-        if dry_run:
-            ctx.exit(sweeping.show(points))
-        status = sweeping.sweep(points, folder, scheduler, workers)
-    except ValueError as error:
-        _stop(error)
-    ctx.exit(status)
+    if scheduler and workers:
+        raise ValueError("--workers is for a cluster on this machine; --scheduler has its own")
+    points, folder = sweeping.plan(found, grid, given, out)
+    return sweeping.show(points) if dry_run else sweeping.sweep(points, folder, scheduler, workers)
 
 
 @cli.command()
@@ -108,16 +106,11 @@ def cache(clear):
     from vplib import cache as models
     from vplib import paths
 
-    sizes = []
-    for path in models.files():
-        with contextlib.suppress(FileNotFoundError):  # another process renamed or cleared it
-            sizes.append(path.stat().st_size)
-    what = (
-        f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB of trained models in {paths.cache_root()}"
-    )
+    root, held = paths.cache_root(), [p.stat().st_size for p in models.files() if p.exists()]
+    what = f"{len(held)} files, {sum(held) / 1e6:.1f} MB of trained models in {root}"
     click.echo(f"removing {what}" if clear else what)
     if clear:
-        shutil.rmtree(paths.cache_root() / "models", ignore_errors=True)
+        shutil.rmtree(root / "models", ignore_errors=True)
         if left := len(models.files()):
             _stop(f"{left} files could not be removed; are they yours to remove?")
 
@@ -126,8 +119,6 @@ def main(args=None) -> None:
     """Runs the command; what goes wrong beforehand is one line and exit status 2."""
     try:
         status = cli.main(args, prog_name="vplib", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        status = error.show() or 2
     except click.ClickException as error:
         status = click.echo(f"vplib: {error.format_message()}", err=True) or 2
     except OSError as error:  # a full disk, while running

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import importlib.util
 import io
 import json
 import re
@@ -11,24 +12,31 @@ from vplib.claims import claims_table
 from vplib.recorded import MIME
 
 MARKER = "papermill-error-cell-tag"  # cells that papermill puts in front of an error
+THUMB = 40_000  # bytes of a figure in the report's gallery
 
 
-def read(path: Path) -> dict:
-    """A notebook as its JSON, with each source as one text and the metadata read here present.
+def read(path: Path):
+    """A notebook as nbformat reads it, with the metadata that is read here present.
 
     Raises:
-        ValueError: the file cannot be read, or is no notebook of format 4.
+        ValueError: the file cannot be read, or is no valid notebook; or papermill is missing.
     """
+    if not all(importlib.util.find_spec(name) for name in ("nbformat", "papermill", "ipykernel")):
+        raise ValueError('notebooks need papermill: pip install "vplib[lab]"')
+    import nbformat
+
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        for part in (notebook, *notebook["cells"]):
-            part.setdefault("metadata", {}).setdefault("papermill", {})
-        for cell in notebook["cells"]:
-            cell["source"] = "".join(cell["source"])
-            cell["metadata"].setdefault("tags", [])
-        notebook["metadata"].setdefault("vplib", {})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable notebook ({error!r})") from None
+        text = path.read_text(encoding="utf-8")
+        notebook = nbformat.convert(nbformat.reader.reads(text), 4)
+        nbformat.validate(notebook)
+    except Exception as error:  # nbformat does not say which errors damage raises
+        why = f"{type(error).__name__}: {str(error)[:200]}; repair or delete it"
+        raise ValueError(f"{path} is not a readable notebook ({why})") from None
+    for part in (notebook, *notebook.cells):
+        part.metadata.setdefault("papermill", {})
+    for cell in notebook.cells:
+        cell.metadata.setdefault("tags", [])
+    notebook.metadata.setdefault("vplib", {})
     return notebook
 
 
@@ -40,7 +48,7 @@ def write_beside(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def literal(expression: str | ast.expr, otherwise):
+def literal(expression: str, otherwise):
     """The value of a Python literal, with tuples as lists as in JSON; `otherwise` if it is none."""
     try:
         return json.loads(json.dumps(ast.literal_eval(expression)))
@@ -48,39 +56,51 @@ def literal(expression: str | ast.expr, otherwise):
         return otherwise
 
 
-def parameters(notebook: dict) -> dict:
-    """The names and defaults in the cell tagged `parameters`; None for what is no literal.
+def parameters(notebook) -> dict:
+    """The names and defaults that papermill finds in the cell tagged `parameters`.
 
-    Raises:
-        SyntaxError: that cell is no Python.
+    None is for what is no literal. Papermill leaves out a line with a second `=`, in a comment too.
     """
-    cells = [c["source"] for c in notebook["cells"] if "parameters" in c["metadata"]["tags"]]
-    nodes = ast.parse("\n".join(cells), filename="its parameters cell").body
-    nodes = [n for n in nodes if isinstance(n, ast.Assign | ast.AnnAssign) and n.value]
-    pairs = [(getattr(n, "target", None) or n.targets[0], n.value) for n in nodes]
-    return {name.id: literal(value, None) for name, value in pairs if isinstance(name, ast.Name)}
+    import nbformat
+    import papermill
+
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.tags]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}  # always
+    alone = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    found = papermill.inspect_notebook(alone)
+    return {name: literal(about["default"], None) for name, about in found.items()}
 
 
-def changed(notebook: dict) -> list[tuple]:
-    """The parameters of a run that differ: name, default, value in this run."""
-    given, usual = notebook["metadata"]["papermill"].get("parameters", {}), parameters(notebook)
-    return [(k, repr(usual.get(k)), repr(v)) for k, v in given.items() if usual.get(k) != v]
-
-
-def emitted(notebook: dict, kind: str) -> list:
-    """What `vplib.experiment` put into the outputs: the payloads of one kind, in order."""
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+def emitted(notebook, kind: str) -> list:
+    """What `vplib.recorded` put into the outputs: the payloads of one kind, in order."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     payloads = [output.get("data", {}).get(MIME, {}) for output in outputs]
     return [payload[kind] for payload in payloads if kind in payload]
 
 
-def claims(notebook: dict) -> list[dict]:
-    """The rows of all tables of claims; of a claim shown twice, the later row."""
+def claims(notebook) -> list[dict]:
+    """The rows of all tables of claims, each with its title; of one shown twice, the later."""
     rows = [row for table in emitted(notebook, "claims") for row in table]
-    return list({(row["of"], row["claim"]): row for row in rows}.values())
+    titled = [row | {"title": f"{row['of']}: {row['claim']}"} for row in rows]
+    return list({row["title"]: row for row in titled}.values())
 
 
-def failure(notebook: dict) -> dict | None:
+def values(notebook) -> dict:
+    """What a run measured, by column of a sweep's table.
+
+    Recorded values (of a name recorded twice, the later one), each claim's outcome, and its
+    numbers; of an interval, the value in it.
+    """
+    found = {record["name"]: record["value"] for record in emitted(notebook, "record")}
+    for claim in claims(notebook):
+        found[f"claim: {claim['title']}"] = claim["outcome"]
+        for name, value in claim["ours"].items():
+            single = value[0] if isinstance(value, list) else value
+            found[f"claim: {claim['title']}: {name or 'ours'}"] = single
+    return found
+
+
+def failure(notebook) -> dict | None:
     """The first error that was not intended.
 
     Returns:
@@ -88,117 +108,105 @@ def failure(notebook: dict) -> dict | None:
         name, error (`Name: message`) and trace (the lines before it); or None.
     """
     put_in = {MARKER, "injected-parameters"}
-    cells = [cell for cell in notebook["cells"] if not put_in & set(cell["metadata"]["tags"])]
+    cells = [cell for cell in notebook.cells if not put_in & set(cell.metadata.tags)]
     for number, cell in enumerate(cells, 1):
-        stopped = cell["metadata"]["papermill"].get("exception")
-        if "raises-exception" in cell["metadata"]["tags"] and not stopped:
-            continue
-        for output in (o for o in cell.get("outputs", ()) if o["output_type"] == "error"):
-            found = {
-                "where": f"cell {number} (In [{cell.get('execution_count') or ' '}])",
-                "source": cell["source"],
-                "name": output["ename"],
-                "error": f"{output['ename']}: {output['evalue']}",
-                "trace": "\n".join(output["traceback"][:-1]),
-            }
-            return {key: re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", found[key]) for key in found}
+        stopped = cell.metadata.papermill.get("exception")
+        intended = "raises-exception" in cell.metadata.tags and not stopped
+        for output in () if intended else cell.get("outputs", ()):
+            if output.output_type == "error":
+                found = {
+                    "where": f"cell {number} (In [{cell.execution_count or ' '}])",
+                    "source": cell.source,
+                    "name": output.ename,
+                    "error": f"{output.ename}: {output.evalue}",
+                    "trace": "\n".join(output.traceback[:-1]),
+                }
+                return {k: re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", v) for k, v in found.items()}
     return None
 
 
-def outcome(notebook: dict) -> str:
+def outcome(notebook) -> str:
     """The outcome of a run: ran, claim failed, failed, interrupted or not finished."""
     known = {"ClaimFailed": "claim failed", "KeyboardInterrupt": "interrupted"}
     if error := failure(notebook):
         return known.get(error["name"], "failed")
-    if any(row["outcome"] == "FAILS" for row in claims(notebook)):
+    if any(row["outcome"] in ("FAILS", "no test") for row in claims(notebook)):
         return "claim failed"
-    return "ran" if notebook["metadata"]["papermill"].get("end_time", True) else "not finished"
+    return "ran" if notebook.metadata.papermill.get("end_time", True) else "not finished"
 
 
-def swept(notebook: dict) -> dict | None:
+def swept(notebook) -> dict | None:
     """What a point of a sweep says about it: notebook, source, swept, tries; else None."""
-    return notebook["metadata"]["vplib"].get("sweep")
+    return notebook.metadata.vplib.get("sweep")
 
 
-def records(notebook: dict) -> dict:
-    """The recorded values by name; of a name recorded twice, the later value."""
-    return {found["name"]: found["value"] for found in emitted(notebook, "record")}
-
-
-def row(notebook: dict) -> dict:
-    """One point of a sweep as a row of its table; lists as JSON, each claim as its outcome."""
-    about, papermill = swept(notebook), notebook["metadata"]["papermill"]
-    seconds, error = papermill.get("duration"), failure(notebook)
-    fixed = {
-        "notebook": about["notebook"],
-        **papermill.get("parameters", {}),
-        "outcome": outcome(notebook),
-        "seconds": round(seconds or 0, 1),
-        "tries": about["tries"],
-        "error": error["error"].splitlines()[0] if error else "",
-    }
-    values = {f"record: {k}" if k in fixed else k: v for k, v in records(notebook).items()}
-    said = {f"claim: {row['of']}: {row['claim']}": row["outcome"] for row in claims(notebook)}
-    cells = fixed | values | said
-    return {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
-
-
-def figures(notebook: dict) -> list[dict]:
+def figures(notebook) -> list[dict]:
     """The PNG figures, the hero first: png (base64), hero, and the sentence before as caption."""
     found, caption = [], ""
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown" and MARKER not in cell["metadata"]["tags"]:
-            lines = [s for s in cell["source"].splitlines() if re.match(r"[^#|$!\s]", s)]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and MARKER not in cell.metadata.tags:
+            lines = [s for s in cell.source.splitlines() if re.match(r"[^#|$!\s]", s)]
             plain = re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", " ".join(lines))
-            caption = re.split(r"(?<=[.!?])\s", plain)[0] or cell["source"].strip("# \n")
+            caption = re.split(r"(?<=[.!?])\s", plain)[0] or cell.source.strip("# \n")
         for output in cell.get("outputs", ()):
-            if png := "".join(output.get("data", {}).get("image/png", "")):
-                hero = "hero" in cell["metadata"]["tags"] and not any(f["hero"] for f in found)
+            if png := output.get("data", {}).get("image/png"):
+                hero = "hero" in cell.metadata.tags and not any(f["hero"] for f in found)
                 found.append({"png": "".join(png.split()), "hero": hero, "caption": caption})
     return sorted(found, key=lambda figure: not figure["hero"])
 
 
-def thumbnail(png: str) -> str:
-    """A small copy of a PNG, base64 both; the same if it is small or cannot be read."""
+def smaller(png: str, limit: int) -> bytes:
+    """A PNG of at most so many bytes: of a larger one, a copy in fewer colors, then smaller.
+
+    Args:
+        png: base64.
+        limit: bytes.
+    """
     from PIL import Image
 
-    try:
-        image, file = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA"), io.BytesIO()
-        image.thumbnail((560, 360))
-        image.quantize(128).save(file, "PNG", optimize=True)
-    except (OSError, ValueError):
-        return png
-    return min(base64.b64encode(file.getvalue()).decode(), png, key=len)
+    content, image = base64.b64decode(png), None
+    while len(content) > limit:
+        if image is None:
+            image = Image.open(io.BytesIO(content)).convert("RGBA")
+        else:
+            image = image.resize([max(1, side * 6 // 7) for side in image.size])
+        image.quantize(256).save(file := io.BytesIO(), "PNG", optimize=True)
+        content = file.getvalue()
+    return content
 
 
-def brief(name: str, notebook: dict) -> dict:
-    """All that the report shows of an executed notebook; of a sweep's point, one figure."""
-    about, papermill = swept(notebook), notebook["metadata"]["papermill"]
-    pictures = figures(notebook)
-    source = "".join(cell["source"] for cell in notebook["cells"][:1])
-    described = re.search(r"!\[([^]]+)\]\([^)]*gallery/", source)
+def brief(name: str, notebook, illustrated: bool) -> dict:
+    """All that the report shows of an executed notebook; of a sweep's point, one figure at most."""
+    about, papermill = swept(notebook), notebook.metadata.papermill
+    pictures = figures(notebook)[: 1 if about else None] if illustrated else []
+    described = re.search(r"!\[([^]]+)\]\([^)]*gallery/", notebook.cells[0].source)
     if pictures and pictures[0]["hero"] and described:
         pictures[0]["alt"] = described[1]
-    given = papermill.get("parameters", {})
-    return {
+    thumb = [base64.b64encode(smaller(p["png"], THUMB)).decode() for p in pictures[:1]]
+    return (about or {"swept": [], "tries": 1}) | {
         "name": name,
-        "title": notebook["metadata"]["vplib"].get("title") or name,
-        "study": about["notebook"] if about else None,
-        "swept": about["swept"] if about else [],
-        "tries": about["tries"] if about else 1,
-        "parameters": given,
-        "label": " ".join(f"{k}={v}" for k, v in given.items()),
+        "title": notebook.metadata.vplib.get("title") or name,
+        "parameters": papermill.get("parameters", {}),
         "started": (papermill.get("start_time") or "")[:19].replace("T", " "),
-        "seconds": papermill.get("duration"),
+        "seconds": round(papermill.get("duration") or 0, 1),
         "outcome": outcome(notebook),
         "error": failure(notebook),
         "claims": claims(notebook),
-        "changed": changed(notebook),
-        "records": records(notebook),
+        "measured": values(notebook),
         "versions": (emitted(notebook, "versions") or [{}])[-1],
-        "figures": pictures[:1] if about else pictures,
-        "thumb": thumbnail(pictures[0]["png"]) if pictures else None,
+        "figures": pictures,
+        "thumb": "".join(thumb),
     }
+
+
+def row(notebook) -> dict:
+    """One point of a sweep as a row of its table; lists as JSON."""
+    point = brief("", notebook, illustrated=False)
+    cells = {"notebook": point["notebook"], **point["parameters"]}
+    cells |= {name: point[name] for name in ("outcome", "seconds", "tries")}
+    cells["error"] = point["error"]["error"].splitlines()[0] if point["error"] else ""
+    cells |= {f"record: {k}" if k in cells else k: v for k, v in point["measured"].items()}
+    return {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
 
 
 def write(folder: Path, output: Path | None = None) -> Path:
@@ -213,38 +221,31 @@ def write(folder: Path, output: Path | None = None) -> Path:
     """
     import jinja2
 
-    from vplib.runner import bands
+    from vplib.runner import averages
 
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; `vplib run` says where it leaves its notebooks")
     text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True).from_string(text)
-    page.globals |= {"claims_table": claims_table, "bands": bands}
+    page.globals |= {"claims_table": claims_table, "averages": averages}
     books, studies, notes = [], {}, []
     paths = [p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
     for path in sorted(paths):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
             notebook = read(path)
-            if not (notebook["metadata"]["papermill"] or MIME in json.dumps(notebook)):
+            if not (notebook.metadata.papermill or MIME in json.dumps(notebook)):
                 continue
-            book = brief(name, notebook)
-            page.render(books=[book])  # alone, to see whether it can be shown
-            if book["study"]:
-                points = studies.setdefault((book["study"], *book["swept"]), [])
-                if points and points[0]["figures"]:
-                    book["figures"] = book["thumb"] = (
-                        None  # a thousand points, and one of each picture
-                    )
-                points.append(book)
-            else:
-                books.append(book)
+            study = (about := swept(notebook)) and (about["notebook"], *about["swept"])
+            # Of a thousand points, the first has the pictures.
+            book = brief(name, notebook, illustrated=not study or study not in studies)
+            page.render(books=[book], studies={})  # alone, to see whether it can be shown
+            (studies.setdefault(study, []) if study else books).append(book)
         except Exception as error:  # whatever damage it has, the others are shown
             notes.append(f"{name}: {error}")
     if not books and not studies and not notes:
         raise ValueError(f"there is no executed notebook in {folder}; `vplib run` makes them")
     books.sort(key=lambda book: book["started"])
     output = (output or folder / "report.html").absolute()
-    shown = page.render(books=books, studies=list(studies.values()), notes=notes)
-    write_beside(output, shown.encode())
+    write_beside(output, page.render(books=books, studies=studies, notes=notes).encode())
     return output

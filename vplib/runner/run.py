@@ -1,17 +1,11 @@
 """Finds notebooks, checks everything before any of them starts, and runs them with papermill."""
 
-import ast
-import atexit
-import base64
 import functools
 import importlib.metadata
-import importlib.util
-import io
 import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 import time
 from datetime import datetime
@@ -21,7 +15,7 @@ from vplib.experiment import nearest
 from vplib.paths import repository_root
 from vplib.runner import report
 
-MAX_PNG = 100_000  # bytes of a figure in the gallery
+GALLERY = 100_000  # bytes of a figure in the gallery
 
 
 def in_clone() -> dict[str, Path]:
@@ -33,20 +27,26 @@ def in_clone() -> dict[str, Path]:
     return {name: path for name, path in names.items() if "/." not in name}
 
 
+def about(path: Path) -> dict:
+    """What a notebook's metadata says for vplib, read without nbformat: `vplib list` is quick."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["metadata"].get("vplib", {})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {"title": "(unreadable)"}
+
+
 def find(wanted: tuple[str, ...], core: bool = False) -> dict[str, Path]:
     """The notebooks to run, by name.
 
     Args:
         wanted: paths, or names of notebooks of the clone.
-        core: also the start page and every notebook whose metadata says `core`.
+        core: also every notebook whose metadata says `core`.
 
     Raises:
         ValueError: a notebook is unknown, two have one name, or there is nothing to run.
     """
-    known, found = in_clone(), {}
-    for name, path in known.items() if core else ():
-        if name == "00_start_here" or report.read(path)["metadata"]["vplib"].get("core"):
-            found[name] = path
+    known = in_clone()
+    found = {name: path for name, path in known.items() if core and about(path).get("core")}
     for text in wanted:
         path = Path(text).resolve() if Path(text).is_file() else known.get(text)
         if path is None:
@@ -79,27 +79,26 @@ def check(found: dict[str, Path], given: dict[str, str], out: Path | None) -> tu
     for name, path in found.items():
         target = folder / f"{name}.ipynb"
         jobs.append((name, path, target, check_notebook(name, report.read(path), given)))
-        if target.exists() and not report.read(target)["metadata"]["papermill"]:
+        if target.exists() and not report.read(target).metadata.papermill:
             raise ValueError(f"{target} was not made by a run and stays; choose another --out")
-    make_folders(folder, [target.parent for _, _, target, _ in jobs])
+    make_folder(folder)
     return jobs, folder
 
 
-def make_folders(folder: Path, inside: list[Path]) -> None:
-    """Makes the folder of a run and those inside it.
+def make_folder(folder: Path) -> None:
+    """Makes the folder of a run.
 
     Raises:
-        ValueError: one cannot be made, or not written to.
+        ValueError: it cannot be made, or not written to.
     """
     try:
-        for path in (folder, *inside):
-            path.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose --out") from None
 
 
-def check_notebook(name: str, notebook: dict, given: dict[str, str]) -> dict:
+def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     """The parameters of one notebook as values, after a check that it can run here.
 
     Args:
@@ -110,33 +109,28 @@ def check_notebook(name: str, notebook: dict, given: dict[str, str]) -> dict:
     Raises:
         ValueError: a package is missing, or a parameter is unknown or of the wrong type.
     """
-    if not all(importlib.util.find_spec(needed) for needed in ("papermill", "ipykernel")):
-        raise ValueError('running notebooks needs papermill: pip install "vplib[lab]"')
-    for extra in notebook["metadata"]["vplib"].get("extras") or ():
+    for extra in notebook.metadata.vplib.get("extras") or ():
         if missing := missing_of(extra):
             raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
+    defaults = report.parameters(notebook)
+    for unknown in (key for key in given if key not in defaults):
+        hint = nearest(unknown, defaults) if defaults else "it has none"
+        raise ValueError(f"{name}: unknown parameter {unknown!r}; {hint}")
+    known = re.findall(r"(\w+)=dict\(", "\n".join(cell.source for cell in notebook.cells))
     try:
-        return _check_parameters(notebook, given)
-    except (ValueError, SyntaxError) as error:
+        values = {key: parse_value(key, text, defaults[key]) for key, text in given.items()}
+        profile = values.get("PROFILE", "rehearsal")  # which is derived from the two others
+        if known and profile not in (*known, "rehearsal"):  # they are among the known
+            raise ValueError(f"unknown profile {profile!r}; {nearest(profile, known)}")
+        if dataset := values.get("DATASET"):
+            from vplib.datasets import check_name  # and with it torch
+
+            check_name(str(dataset))
+            kind, _, place = str(dataset).partition(":")
+            if place:  # a folder; the kernel may run in another one
+                values["DATASET"] = f"{kind}:{Path(place).expanduser().resolve()}"
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-
-
-def _check_parameters(notebook: dict, given: dict[str, str]) -> dict:
-    defaults, profiles, values = report.parameters(notebook), _profiles(notebook), {}
-    for name, text in given.items():
-        if name not in defaults:
-            hint = nearest(name, defaults) if defaults else "it has none"
-            raise ValueError(f"unknown parameter {name!r}; {hint}")
-        values[name] = value = parse_value(name, text, defaults[name])
-        if name == "PROFILE" and profiles and value not in profiles:
-            raise ValueError(f"unknown profile {value!r}; {nearest(value, profiles)}")
-        if name == "DATASET":
-            from vplib.datasets import check_name
-
-            check_name(str(value))
-            kind, _, folder = str(value).partition(":")
-            if folder:  # the kernel may run in another working folder
-                values[name] = f"{kind}:{Path(folder).expanduser().resolve()}"
     return values
 
 
@@ -156,19 +150,6 @@ def parse_value(name: str, text: str, default):
     return value
 
 
-def _profiles(notebook: dict) -> list[str]:
-    """The keywords of `experiment.profile(PROFILE, lab=..., paper=...)`, if it is called."""
-    for cell in (c for c in notebook["cells"] if c["cell_type"] == "code"):
-        try:
-            nodes = list(ast.walk(ast.parse(cell["source"])))
-        except SyntaxError:  # a cell with %magics
-            continue
-        for call in (node for node in nodes if isinstance(node, ast.Call)):
-            if re.match(r"(\w+\.)?profile\(PROFILE, ", ast.unparse(call)):
-                return [keyword.arg for keyword in call.keywords if keyword.arg]
-    return []
-
-
 def missing_of(extra: str) -> str:
     """What is not installed of an extra, as one text."""
     of_extra = re.compile(rf"([\w.-]+).*extra == ['\"]{re.escape(extra)}['\"]")
@@ -184,21 +165,25 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
     Args:
         jobs: what `check` returned.
         folder: where the report goes.
-        gallery: where to write the hero figures of runs with default parameters.
+        gallery: where to write the hero figures of runs without given parameters.
 
     Returns:
         The exit status: 0 if every notebook ran and no claim failed, 130 after Ctrl-C, else 1.
     """
+    import nbformat
+
     ends, began = [], time.monotonic()
     for number, (name, source, target, parameters) in enumerate(jobs, 1):
         print(f"{name} ({number} of {len(jobs)}) is running", flush=True)
         notebook = execute(name, source, target, parameters)
-        report.write_beside(target, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
+        report.write_beside(target, nbformat.writes(notebook).encode())
         ends.append(_say(name, notebook))
         if ends[-1] == "interrupted":
             break
-        if gallery and ends[-1] == "ran" and not report.changed(notebook):
-            _write_hero(notebook, gallery / f"{source.stem}.png")
+        shown = gallery and ends[-1] == "ran" and not parameters
+        for hero in [f for f in report.figures(notebook) if f["hero"]] if shown else ():
+            png = report.smaller(hero["png"], GALLERY)
+            report.write_beside(gallery / f"{source.stem}.png", png)
     good, seconds = ends.count("ran"), time.monotonic() - began
     print(f"{good} of {len(jobs)} notebooks ran and kept their claims, {seconds:.0f} s")
     print(report.write(folder), flush=True)
@@ -206,18 +191,18 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
 
 
 @functools.cache
-def _use_this_python() -> None:
+def _use_this_python():
     """Makes "python3" the name of this interpreter's kernel, for as long as this process lives."""
     from ipykernel.kernelspec import write_kernel_spec
 
-    folder = tempfile.mkdtemp(prefix="vplib-kernel-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_kernel_spec(Path(folder, "kernels", "python3"), extra_arguments=["--log-level=CRITICAL"])
-    paths = (folder, os.environ.get("JUPYTER_PATH"))
+    kept = tempfile.TemporaryDirectory(prefix="vplib-kernel-", ignore_cleanup_errors=True)
+    write_kernel_spec(Path(kept.name, "kernels/python3"), extra_arguments=["--log-level=CRITICAL"])
+    paths = (kept.name, os.environ.get("JUPYTER_PATH"))
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
+    return kept  # in the cache above; it is deleted when this process ends
 
 
-def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool = False) -> dict:
+def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool = False):
     """Runs one notebook; an error that no cell shows is put where it happened.
 
     Args:
@@ -234,6 +219,7 @@ def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool
 
     _use_this_python()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is printed below
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # of an earlier run
     error = None
     paths = [re.sub(r"([{}])", r"\1\1", str(path)) for path in (source, target)]  # it formats them
@@ -250,28 +236,30 @@ def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool
     except ValueError:  # it never started, or was cut short while it was written
         notebook = report.read(source)
     if error:
-        put_error(notebook, type(error).__name__, str(error))
+        put_error(notebook, error)
     elif not report.failure(notebook):  # papermill marks intended errors as well
-        cells = notebook["cells"]
-        notebook["cells"] = [c for c in cells if report.MARKER not in c["metadata"]["tags"]]
+        notebook.cells = [c for c in notebook.cells if report.MARKER not in c.metadata.tags]
     return notebook
 
 
-def put_error(notebook: dict, name: str, text: str) -> None:
+def put_error(notebook, error: BaseException) -> None:
     """Shows an error in the cell that was running, or in the first one if none was."""
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    begun = [cell for cell in code if cell["metadata"]["papermill"].get("start_time")]
-    shown = {"ename": name, "evalue": text, "traceback": []}
+    from nbformat.v4 import new_output
+
+    name, text = type(error).__name__, " ".join(str(error).split())
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    begun = [cell for cell in code if cell.metadata.papermill.get("start_time")]
     for cell in begun[-1:] or code[:1]:
-        cell["outputs"].append({"output_type": "error", **shown})
-        cell["metadata"]["papermill"]["exception"] = True
+        cell.outputs.append(new_output("error", ename=name, evalue=text, traceback=[]))
+        cell.metadata.papermill["exception"] = True
 
 
-def _say(name: str, notebook: dict) -> str:
+def _say(name, notebook):
     """Prints claims, error and time, and returns the outcome."""
     for row in report.claims(notebook):
-        line = "  [{outcome}] {of}: {claim} | paper: {paper} | ours: {ours}"
-        print(line.format_map(row))
+        mark = " (headline)" * row["headline"] + " (no control)" * bool(row["no_control"])
+        print(f"  [{row['outcome']}] {row['title']}{mark}", end="")
+        print(f" | paper: {row['paper']} | ours: {row['shown']}")
     if failed := report.failure(notebook):
         lines, trace = failed["source"].splitlines(), failed["trace"].splitlines()
         lines = lines[:3] + ["..."] * (len(lines) > 3) + trace[-5:]
@@ -279,20 +267,6 @@ def _say(name: str, notebook: dict) -> str:
         print(f"  {failed['error']}")
     for found in report.emitted(notebook, "versions")[-1:]:
         print(f"  models: {found['models']}" if "models" in found else "  no models trained")
-    ended, seconds = report.outcome(notebook), notebook["metadata"]["papermill"].get("duration")
+    ended, seconds = report.outcome(notebook), notebook.metadata.papermill.get("duration")
     print(f"  {name}: {ended}, {seconds or 0:.1f} s", flush=True)
     return ended
-
-
-def _write_hero(notebook: dict, path: Path) -> None:
-    """Writes the figure of the cell tagged `hero`, in fewer colors and smaller until it fits."""
-    from PIL import Image
-
-    for figure in (figure for figure in report.figures(notebook) if figure["hero"]):
-        png = base64.b64decode(figure["png"])
-        image = Image.open(io.BytesIO(png)).convert("RGBA")
-        while len(png) > MAX_PNG:
-            file = io.BytesIO()
-            image.quantize(256).save(file, "PNG", optimize=True)
-            png, image = file.getvalue(), image.resize([max(1, s * 6 // 7) for s in image.size])
-        report.write_beside(path, png)

@@ -11,17 +11,14 @@ import json
 import logging
 import os
 import re
-import secrets
 import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vplib.experiment import progress
 from vplib.runner import report, run
 
-DONE = ("ran", "claim failed")  # outcomes that a resumed sweep does not repeat
 TRIES = 2  # of a point whose worker is lost
 WAIT, PAUSE = 600.0, 5.0  # seconds to wait for space on a full disk, and between two looks
 
@@ -50,24 +47,23 @@ class Point:
         """The notebook and the parameters, as progress and log call the point."""
         return " ".join([self.name, *(f"{k}={v}" for k, v in self.parameters.items())])
 
-    def signed(self, executed: dict, tries: int = 1) -> str:
+    def signed(self, executed, tries: int = 1) -> str:
         """The executed notebook as text, with what tells a resumed sweep that it is this point."""
-        executed["metadata"]["vplib"]["sweep"] = self.about | {"tries": tries}
-        executed["metadata"]["papermill"]["parameters"] = self.parameters
-        return json.dumps(executed, indent=1, ensure_ascii=False)
+        import nbformat
 
-    def outcome(self) -> str | None:
-        """The outcome of the executed notebook, or None if there is none.
+        executed.metadata.vplib["sweep"] = self.about | {"tries": tries}
+        executed.metadata.papermill["parameters"] = self.parameters
+        return nbformat.writes(executed)
+
+    def done(self) -> bool:
+        """Whether the executed notebook is there, and not of a run that stopped.
 
         Raises:
             ValueError: something else lies at its place.
         """
         if not self.target.exists():
-            return None
-        try:
-            notebook = report.read(self.target)
-        except ValueError as error:
-            raise ValueError(f"{error}; delete it, and the point runs again") from None
+            return False
+        notebook = report.read(self.target)
         about = report.swept(notebook)
         if about is None:
             raise ValueError(f"{self.target} was not made by a sweep and stays; choose --out")
@@ -76,7 +72,7 @@ class Point:
                 f"{self.name} has changed since {self.target} was made, and one study must not mix "
                 "two versions; choose another --out, or delete what the old one made"
             )
-        return report.outcome(notebook)
+        return report.outcome(notebook) in ("ran", "claim failed")
 
 
 def split_values(text: str) -> list[str]:
@@ -112,18 +108,17 @@ def plan(
     """
     if not importlib.util.find_spec("distributed"):
         raise ValueError('sweeps run on Dask: pip install "vplib[sweep]"')
+    if not grid:
+        raise ValueError("a sweep needs --grid NAME=a,b,c, for example --grid SEED=0,1,2")
     axes = {}
-    for text in grid:
-        name, equals, values = text.partition("=")
+    for name, equals, values in (text.partition("=") for text in grid):
         if not (name.isidentifier() and equals):
-            raise ValueError(f"--grid {text!r} is not NAME=a,b,c, for example SEED=0,1,2")
+            raise ValueError(f"--grid {name + equals + values!r} is not NAME=a,b,c, as SEED=0,1,2")
         if name in axes or name in given:
             raise ValueError(f"{name} is given twice; name it once, in --grid or in -p")
         axes[name] = split_values(values)
-    if not axes:
-        raise ValueError("a sweep needs --grid NAME=a,b,c, for example --grid SEED=0,1,2")
-    folder, points = (out or Path("runs", f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}")), []
-    folder = folder.absolute()
+    folder = (out or Path("runs", f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}")).absolute()
+    points = []
     for name, path in found.items():
         notebook = report.read(path)
         fixed, choices = run.check_notebook(name, notebook, given), []
@@ -132,12 +127,13 @@ def plan(
             if twice := [v for i, v in enumerate(values) if v in values[:i]]:
                 raise ValueError(f"--grid {axis} has {twice[0]!r} twice")
             choices.append(values)
-        code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         source = hashlib.sha256(json.dumps(code).encode()).hexdigest()
         about = {"notebook": name, "source": source, "swept": list(axes)}
+        order = list(report.parameters(notebook))
         for values in itertools.product(*choices):
             chosen = fixed | dict(zip(axes, values, strict=True))
-            parameters = {k: chosen[k] for k in report.parameters(notebook) if k in chosen}
+            parameters = {k: chosen[k] for k in sorted(chosen, key=order.index)}
             target = folder / name / f"{_file_name(parameters)}.ipynb"
             points.append(Point(name, path, target, parameters, about))
     return points, folder
@@ -147,126 +143,77 @@ def _file_name(parameters: dict) -> str:
     """The parameters as a file name; where letters are left out, a hash tells points apart."""
     text = ",".join(f"{name}={value}" for name, value in parameters.items())
     safe = re.sub(r"[^\w=,.+-]", "_", text)[:100]
-    if safe == text:
-        return text
-    return f"{safe}-{hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]}"
+    mark = hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]
+    return text if safe == text else f"{safe}-{mark}"
 
 
-def run_point(source: bytes, point: Point, token: str) -> str:
-    """Runs one point on whichever machine Dask chooses.
-
-    A worker that sees the sweep's folder puts the notebook there itself: should the worker be lost
-    a moment later, the point need not run again.
+def run_point(source: bytes, point: Point) -> str:
+    """Runs one point on whichever machine Dask chooses, which needs no file of ours.
 
     Args:
-        source: what the notebook's file holds; the worker need not have it.
-        point: what to run, and where the executed notebook goes.
-        token: what `.sweep.id` in the sweep's folder holds.
+        source: what the notebook's file holds.
+        point: what to run.
 
     Returns:
-        The executed notebook as JSON, with its error if it failed; empty if it is in its place.
+        The executed notebook as JSON, with its error if it failed.
     """
     from distributed import get_worker
 
-    study = point.target.parents[point.name.count("/") + 1]
-    if _sees(study, token) and point.outcome() in DONE:  # the worker was lost after it
-        return ""
-    with contextlib.suppress(ValueError):  # not on a worker
-        get_worker().log_event("vplib", get_worker().get_current_task())
+    get_worker().log_event("vplib", get_worker().get_current_task())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a nanny sets it: one point, one core
     with tempfile.TemporaryDirectory(prefix="vplib-point-") as folder:
-        path = Path(folder, "source.ipynb")
+        path, target = Path(folder, "source.ipynb"), Path(folder, "out.ipynb")
         path.write_bytes(source)
-        target = Path(folder, "out.ipynb")
-        executed = run.execute(point.name, path, target, point.parameters, quiet=True)
-    text = point.signed(executed)
-    with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
-        if _sees(study, token):
-            report.write_beside(point.target, text.encode())
-            return ""
-    return text
+        return point.signed(run.execute(point.name, path, target, point.parameters, quiet=True))
 
 
-def _sees(folder: Path, token: str) -> bool:
-    """Whether this machine has the folder of the sweep, and not just one of that name."""
-    with contextlib.suppress(OSError):
-        return (folder / ".sweep.id").read_text() == token
-    return False
+def done_in(folder: Path) -> dict[Path, dict]:
+    """The rows of the points that a folder holds already, by their file."""
+    notebooks = {path: report.read(path) for path in sorted(folder.rglob("*.ipynb"))}
+    return {path: report.row(book) for path, book in notebooks.items() if report.swept(book)}
 
 
-class Sweep:
-    """A folder of points: what is done in it, its log and its table."""
+def say(folder: Path, text: str) -> None:
+    """Prints a line, and adds it to sweep.log."""
+    print(text, flush=True)
+    with contextlib.suppress(OSError), (folder / "sweep.log").open("a") as log:
+        log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
-    def __init__(self, folder: Path):
-        """Reads what the folder holds already.
 
-        Args:
-            folder: made by `run.make_folders`.
-        """
-        self.folder, self.rows = folder, {}
-        for path in sorted(folder.rglob("*.ipynb")):
-            with contextlib.suppress(ValueError):
-                notebook = report.read(path)
-                if report.swept(notebook):
-                    self.rows[path] = report.row(notebook)
+def write(folder: Path, path: Path, text: str) -> None:
+    """Writes a file whole; on a full disk it waits, for what is computed must not be lost.
 
-    def say(self, text: str) -> None:
-        """Prints a line above the progress bar, and adds it to sweep.log."""
-        from tqdm import tqdm
+    Raises:
+        OSError: there is still no space after `WAIT` seconds.
+    """
+    for look in itertools.count():
+        try:
+            return report.write_beside(path, text.encode())
+        except OSError as error:
+            if look * PAUSE > WAIT:
+                raise
+            if not look:
+                why = f"{path}: {error.strerror}. The sweep goes on by itself once there is space"
+                say(folder, f"cannot write {why}; it waits {WAIT / 60:.0f} minutes")
+            time.sleep(PAUSE)
 
-        tqdm.write(text)
-        with contextlib.suppress(OSError), (self.folder / "sweep.log").open("a") as log:
-            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Writes a file whole; on a full disk it waits, for what is computed must not be lost.
-
-        Raises:
-            OSError: there is still no space after `WAIT` seconds.
-        """
-        until, waited = time.monotonic() + WAIT, False
-        while True:
-            try:
-                return report.write_beside(path, content)
-            except OSError as error:
-                path.with_name(f".{path.name}.part").unlink(missing_ok=True)
-                if time.monotonic() > until:
-                    raise
-                if not waited:
-                    self.say(
-                        f"cannot write {path}: {error.strerror}. The sweep goes on by itself once "
-                        f"there is space; it waits {WAIT / 60:.0f} minutes"
-                    )
-                waited = True
-                time.sleep(PAUSE)
-
-    def keep(self, point: Point, text: str, tries: int) -> dict:
-        """Writes the executed notebook of a point, if its worker did not, and returns its row."""
-        notebook = json.loads(text) if text else report.read(point.target)
-        if text or tries > 1:
-            self.write(point.target, point.signed(notebook, tries).encode())
-        self.rows[point.target] = row = report.row(notebook)
-        return row
-
-    def write_table(self) -> Path:
-        """Writes sweep.csv: one row a point, a column for whatever any of them has."""
-        rows = [self.rows[path] for path in sorted(self.rows)]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        columns.sort(key=lambda name: name.startswith("claim: "))  # stable: these come last
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, columns, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        self.write(path := self.folder / "sweep.csv", text.getvalue().encode())
-        return path
+def write_table(folder: Path, rows: dict[Path, dict]) -> None:
+    """Writes sweep.csv: one row a point, a column for whatever any of them has."""
+    columns = dict.fromkeys(name for path in sorted(rows) for name in rows[path])
+    columns = sorted(columns, key=lambda name: name.startswith("claim: "))  # they come last
+    table = csv.DictWriter(text := io.StringIO(newline=""), columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows[path] for path in sorted(rows))
+    write(folder, folder / "sweep.csv", text.getvalue())
 
 
 def show(points: list[Point]) -> int:
     """Prints what a sweep would do, and does nothing. Returns the exit status."""
-    todo = [point for point in points if point.outcome() not in DONE]
-    for point in points:
-        print(f"{point.label}: {'to run' if point in todo else 'done'}")
-    print(f"{len(points)} points, {len(points) - len(todo)} done, {len(todo)} to run; nothing ran")
+    done = [point.done() for point in points]
+    for point, is_done in zip(points, done, strict=True):
+        print(f"{point.label}: {'done' if is_done else 'to run'}")
+    print(f"{len(done)} points, {sum(done)} done, {done.count(False)} to run; nothing ran")
     return 0
 
 
@@ -289,100 +236,93 @@ def sweep(
     """
     import filelock
 
-    for point in points:
-        point.outcome()  # refuse before anything is made
-    run.make_folders(folder, sorted({point.target.parent for point in points}))
+    run.make_folder(folder)
     lock = filelock.FileLock(folder / ".sweep.lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         print(f"another sweep works in {folder}; waiting until it ends (Ctrl-C stops)", flush=True)
         lock.acquire()
-    ended = []
     with lock:
-        study, began = Sweep(folder), time.monotonic()
-        todo = [point for point in points if point.outcome() not in DONE]
-        study.say(f"{len(points)} points, {len(points) - len(todo)} done already, {len(todo)} left")
+        rows, began, interrupted = done_in(folder), time.monotonic(), False
+        todo = [point for point in points if not point.done()]
+        done = len(points) - len(todo)
+        say(folder, f"{len(points)} points, {done} done already, {len(todo)} left")
         try:
             if todo:
-                _compute(study, todo, address, workers)
+                _compute(folder, rows, todo, address, workers)
         except KeyboardInterrupt:
-            ended.append("interrupted")
-            study = Sweep(folder)  # a worker may have put a point there since
-            study.say(f"stopped; the same command with --out {folder} goes on from here")
-        rows = [study.rows.get(point.target) for point in points]
-        good = sum(bool(row) and row["outcome"] == "ran" for row in rows)
+            interrupted = True
+            say(folder, f"stopped; the same command with --out {folder} goes on from here")
+        good = [rows.get(point.target, {}).get("outcome") for point in points].count("ran")
         seconds = time.monotonic() - began
-        table = study.write_table()
-        study.say(f"{good} of {len(points)} points ran and kept their claims, {seconds:.0f} s")
-        print(table)
-        print(report.write(folder) if study.rows else folder, flush=True)
-    return 130 if ended else int(good < len(points))
+        write_table(folder, rows)
+        say(folder, f"{good} of {len(points)} points ran and kept their claims, {seconds:.0f} s")
+        print(folder / "sweep.csv")
+        print(report.write(folder) if rows else folder, flush=True)
+    return 130 if interrupted else int(good < len(points))
 
 
-def _compute(study: Sweep, todo: list[Point], address: str | None, workers: int | None) -> None:
+def _compute(folder, rows, todo, address, workers):
     """Submits the points to Dask and keeps each as it comes back."""
     import dask
     import distributed
 
-    files = {point.source: point.source.read_bytes() for point in todo}
-    unique, token = secrets.token_hex(8), study.folder / ".sweep.id"
-    with contextlib.ExitStack() as stack:
-        stack.callback(token.unlink, missing_ok=True)
-        report.write_beside(token, unique.encode())
-        # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
-        rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
-        rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
-        stack.enter_context(dask.config.set(rules))
-        client = stack.enter_context(_client(address, workers, len(todo), stack))
-        study.say(f"Dask's dashboard: {client.dashboard_link}")
-        futures = {}
-        for number, p in enumerate(todo):
-            key = f"point-{number}-{unique}"  # one prefix: Dask queues what is alike
-            given = (files[p.source], p, unique)
-            futures[client.submit(run_point, *given, key=key)] = p
-        stack.callback(lambda: client.cancel(list(futures)))
+    # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
+    rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
+    rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
+    unique, futures = os.urandom(8).hex(), {}
+    with dask.config.set(rules), _client(address, workers, len(todo)) as client:
+        say(folder, f"Dask's dashboard: {client.dashboard_link}")
+        for i, p in enumerate(todo):  # keys of one prefix: Dask queues what is alike
+            source, key = p.source.read_bytes(), f"point-{i}-{unique}"
+            futures[client.submit(run_point, source, p, key=key)] = p
         came, began = distributed.as_completed(futures), time.monotonic()
-        for number, future in enumerate(progress(came, "points", len(todo)), 1):
-            point, error = futures.pop(future), future.exception()
-            starts = [message for _, message in client.get_events("vplib")].count(future.key)
-            if error:  # of Dask: what a notebook raises stands in the notebook
-                notebook = report.read(point.source)
-                why = " ".join(str(error).split())
-                if isinstance(error, distributed.KilledWorker):
-                    why = "each worker that ran this point died; was its memory spent? " + why
-                run.put_error(notebook, type(error).__name__, why)
-                text = point.signed(notebook)
-            row = study.keep(point, text if error else future.result(), starts)
-            study.write_table()
-            left = (time.monotonic() - began) / number * (len(todo) - number)
-            lost = f", started {row['tries']} times: a worker was lost" if row["tries"] > 1 else ""
-            what = f": {row['error']}" if row["error"] else ""
-            study.say(
-                f"[{number} of {len(todo)}] {point.label}: {row['outcome']}{what}{lost}, "
-                f"{row['seconds']} s; about {left / 60:.0f} min left"
-            )
+        try:
+            for number, future in enumerate(came, 1):
+                tries = [key for _, key in client.get_events("vplib")].count(future.key)
+                done = _keep(folder, rows, futures.pop(future), future, tries)
+                left = (time.monotonic() - began) / number * (len(todo) - number)
+                say(folder, f"[{number} of {len(todo)}] {done}; about {left / 60:.0f} min left")
+        finally:
+            client.cancel(list(futures))
 
 
-def _client(address: str | None, workers: int | None, points: int, stack: contextlib.ExitStack):
-    """A client of the scheduler at an address, or of a new cluster that the stack closes."""
+def _keep(folder, rows, point, future, tries):
+    """Writes a point that came back, and returns what the log says of it."""
+    import nbformat
+
+    if error := future.exception():  # of Dask: what a notebook raises stands in the notebook
+        notebook = report.read(point.source)
+        run.put_error(notebook, error)
+    else:
+        notebook = nbformat.reads(future.result(), 4)
+    write(folder, point.target, point.signed(notebook, tries))
+    rows[point.target] = row = report.row(notebook)
+    write_table(folder, rows)
+    what = ": ".join(filter(None, (point.label, row["outcome"], row["error"])))
+    lost = f", started {tries} times: a worker was lost" if tries > 1 else ""
+    return f"{what}{lost}, {row['seconds']} s"
+
+
+def _client(address, workers, points):
+    """A client of the scheduler at an address, or of a new cluster of its own."""
     import dask.system
     import distributed
 
-    if address:
-        try:
-            return distributed.Client(address, timeout="10s")
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"no Dask scheduler answers at {address!r} ({error}); start one with `dask "
-                "scheduler` and give the address it prints, as tcp://HOST:8786"
-            ) from None
-    cluster = distributed.LocalCluster(
-        n_workers=min(workers or dask.system.CPU_COUNT, points),
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,  # a point's memory is its kernel's, which Dask does not see
-        silence_logs=logging.CRITICAL,
-    )
-    return distributed.Client(stack.enter_context(cluster))
+    if not address:
+        return distributed.Client(
+            n_workers=min(workers or dask.system.CPU_COUNT, points),
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,  # a point's memory is its kernel's, which Dask does not see
+            silence_logs=logging.CRITICAL,
+        )
+    try:
+        return distributed.Client(address, timeout="10s")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler` "
+            "and give the address it prints, as tcp://HOST:8786"
+        ) from None

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CONFIDENCE, NUM_RESAMPLES = 0.95, 100
+
 
 class Estimate(NamedTuple):
     """A value with the ends of its confidence interval."""
@@ -38,12 +40,14 @@ def roc(scores: Tensor, members: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """
     from sklearn.metrics import roc_curve
 
-    fpr, tpr, _ = roc_curve(*_flat(scores, members), drop_intermediate=True)
+    truth, flat = _flat(scores, members)
+    place = np.unique(flat, return_inverse=True)[1]  # roc_curve refuses infinite scores
+    fpr, tpr, _ = roc_curve(truth, place, drop_intermediate=True)
     return fpr, tpr
 
 
 def auc(scores: Tensor, members: Tensor) -> float:
-    """The area under the ROC curve: the chance that a member outscores a nonmember.
+    """The area under the ROC curve: the chance that a member outscores a nonmember; a tie is half.
 
     From ranks (Mann and Whitney): scikit-learn's function takes ten times as long at these sizes,
     and sweeps and bootstraps ask thousands of times.
@@ -56,17 +60,17 @@ def auc(scores: Tensor, members: Tensor) -> float:
     return float(above / (num_members * (len(flat) - num_members)))
 
 
-def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float, confidence: float = 0.95) -> Estimate:
+def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float) -> Estimate:
     """The true-positive rate at the lowest threshold whose false-positive rate is at most `fpr`.
 
-    The interval is Clopper-Pearson's for the members, at the threshold that the nonmembers set.
-    It treats records as independent: for several victims trained on one pool, use `bootstrap`.
+    A member that ties with the threshold is not found. The interval is Clopper-Pearson's, of 95 %,
+    for the members, at the threshold that the nonmembers set. It treats records as independent:
+    for several victims trained on one pool, use `bootstrap`.
 
     Args:
         scores: (...) higher means member.
         members: (...) truth values of the same shape.
         fpr: allowed false-positive rate, above 0 and at most 1.
-        confidence: of the interval.
 
     Returns:
         The rate and its interval.
@@ -90,7 +94,7 @@ def tpr_at_fpr(scores: Tensor, members: Tensor, fpr: float, confidence: float = 
             f"at least {int(np.ceil(1 / fpr))} are needed"
         )
     caught = int((inside > outside[-allowed - 1]).sum()) if allowed < len(outside) else len(inside)
-    missed, tail = len(inside) - caught, (1 - confidence) / 2
+    missed, tail = len(inside) - caught, (1 - CONFIDENCE) / 2
     low = beta.ppf(tail, caught, missed + 1) if caught else 0.0
     high = beta.ppf(1 - tail, caught + 1, missed) if missed else 1.0
     return Estimate(caught / len(inside), float(low), float(high))
@@ -113,7 +117,11 @@ def membership_advantage(scores: Tensor, members: Tensor, threshold: float | Ten
     Args:
         scores: (...) higher means member.
         members: (...) truth values of the same shape.
-        threshold: scores above it count as members; a number, or one that broadcasts.
+        threshold: scores above it count as members, not those that equal it; a number, or one that
+            broadcasts.
+
+    Raises:
+        ValueError: as `roc`.
 
     Source:
         Yeom et al., Privacy risk in machine learning, CSF 2018, definition 4.
@@ -129,8 +137,7 @@ def bootstrap(
     scores: Tensor,
     members: Tensor,
     *,
-    num_resamples: int = 100,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Estimate:
     """A statistic pooled over victims, with an interval by resampling victims.
@@ -141,7 +148,6 @@ def bootstrap(
         statistic: from scores and members of pooled victims to a number, for example `auc`.
         scores: (victims, records) higher means member.
         members: (victims, records) truth values.
-        num_resamples: draws of as many victims, with replacement.
         confidence: of the percentile interval.
         seed: decides the draws.
 
@@ -154,7 +160,7 @@ def bootstrap(
     if scores.ndim != 2 or len(scores) < 2:
         raise ValueError(f"need (victims, records) with two victims, not {tuple(scores.shape)}")
     rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(scores), (num_resamples, len(scores)))
+    draws = rng.integers(0, len(scores), (NUM_RESAMPLES, len(scores)))
     values = [statistic(scores[d], members[d]) for d in draws]
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, (tail, 1 - tail))
@@ -169,14 +175,13 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
         references: the same shape.
 
     Returns:
-        (N,) dB; infinite for equal images.
-    """
-    from skimage.metrics import peak_signal_noise_ratio  # a third of a second to import
+        (N,) dB; infinite for equal images, NaN (which is above no bar) where a pixel is NaN.
 
-    pairs = zip(references.detach().cpu().numpy(), images.detach().cpu().numpy(), strict=True)
-    with np.errstate(divide="ignore"):
-        values = [peak_signal_noise_ratio(*pair, data_range=1.0) for pair in pairs]
-    return torch.as_tensor(np.array(values)).to(images)
+    Raises:
+        ValueError: shapes differ, or pixels are integers.
+    """
+    _check_images(images, references)
+    return -10 * (images - references).square().mean((1, 2, 3)).log10()
 
 
 def ssim(images: Tensor, references: Tensor) -> Tensor:
@@ -187,14 +192,27 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
         references: the same shape.
 
     Returns:
-        (N,) from -1 to 1; 1 for equal images.
+        (N,) from -1 to 1; 1 for equal images, NaN where a pixel is NaN.
+
+    Raises:
+        ValueError: as `psnr`.
 
     Source:
         Wang et al., Image quality assessment, IEEE TIP 2004.
     """
+    _check_images(images, references)
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     return structural_similarity_index_measure(images, references, data_range=1.0, reduction="none")
+
+
+def _check_images(images: Tensor, references: Tensor) -> None:
+    if images.shape != references.shape or images.ndim != 4:
+        shapes = f"{tuple(images.shape)} and {tuple(references.shape)}"
+        raise ValueError(f"images and references must both be (N, C, H, W), not {shapes}")
+    for given in (images, references):
+        if not given.is_floating_point():
+            raise ValueError(f"pixels must lie in [0, 1], not be {given.dtype}: divide by 255")
 
 
 def _flat(scores, members) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +220,7 @@ def _flat(scores, members) -> tuple[np.ndarray, np.ndarray]:
     if scores.shape != members.shape:
         raise ValueError(f"scores {tuple(scores.shape)} but members {tuple(members.shape)}")
     if members.dtype != torch.bool:
-        raise ValueError(f"members must be truth values, not {members.dtype}")
+        raise ValueError(f"members must be truth values, not {members.dtype}: pass members.bool()")
     flat = scores.detach().double().flatten().cpu().numpy()
     truth = members.flatten().cpu().numpy()
     if np.isnan(flat).any():

@@ -14,6 +14,9 @@ from vplib.show import metrics
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FPRS = (0.01, 0.001)  # marked on ROC curves; the first one is named in the legend
+CHANCE = dict(color="0.5", lw=1, ls="-", zorder=1)
+FLOOR = dict(color="0.2", lw=1, ls=(0, (1, 2)), zorder=1)
 
 
 def use_style() -> None:
@@ -35,11 +38,7 @@ def use_style() -> None:
     )
 
 
-def roc_curves(
-    attacks: dict[str, tuple[Tensor, Tensor]],
-    ax: Axes | None = None,
-    fprs: tuple[float, ...] = (0.01, 0.001),
-) -> Axes:
+def roc_curves(attacks: dict[str, tuple[Tensor, Tensor]], ax: Axes | None = None) -> Axes:
     """Membership ROC curves on log-log axes, with the true-positive rate at low ones marked.
 
     The intervals resample victims where scores are (victims, records), and are Clopper-Pearson's
@@ -48,7 +47,6 @@ def roc_curves(
     Args:
         attacks: by name, the scores (higher means member) and the members' truth values.
         ax: where to draw; a new figure by default.
-        fprs: the false-positive rates to mark; the first one is named in the legend.
 
     Returns:
         The Axes.
@@ -58,7 +56,7 @@ def roc_curves(
         look = dict(color=COLORS[i % len(COLORS)])
         fpr, tpr = metrics.roc(scores, members)
         label = f"{name}: AUC {metrics.auc(scores, members):.3f}"
-        for j, at in enumerate(fprs):
+        for j, at in enumerate(FPRS):
             if int((~members).sum()) * at < 10:
                 continue
             found = _tpr(scores, members, at)
@@ -69,9 +67,9 @@ def roc_curves(
             marker = MARKERS[i % len(MARKERS)]
             ax.errorbar(where, found.value, spread, marker=marker, capsize=3, ms=5, **look)
         ax.plot(fpr, tpr, label=label, linestyle=STYLES[i % len(STYLES)], **look)
-    floor = 10 ** np.floor(np.log10(max(min(min(fprs), 0.01) / 2, 1e-4)))
-    ax.plot([floor, 1], [floor, 1], color="0.6", lw=1, ls="-", label="chance")
-    ax.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
+    lowest = 1e-4
+    ax.plot([lowest, 1], [lowest, 1], label="chance", **CHANCE)
+    ax.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1.05))
     ax.set(xlabel="false-positive rate", ylabel="true-positive rate")
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), fontsize="small")
     return ax
@@ -91,12 +89,97 @@ def line_with_band(x, values, label: str, ax: Axes | None = None, index: int = 0
         The Axes.
     """
     ax = ax or plt.subplots()[1]
-    values = np.asarray(values, dtype=float)
-    mean = values.mean(1)
-    error = 2 * values.std(1, ddof=1) / np.sqrt(values.shape[1]) if values.shape[1] > 1 else 0
+    x = _array(x) if isinstance(x, Tensor) else x
+    mean, low, high = np.transpose([_interval(repeats) for repeats in values])
     i = index % len(COLORS)
     ax.plot(x, mean, color=COLORS[i], linestyle=STYLES[i], marker=MARKERS[i], ms=5, label=label)
-    ax.fill_between(x, mean - error, mean + error, color=COLORS[i], alpha=0.15, lw=0)
+    ax.fill_between(x, low, high, color=COLORS[i], alpha=0.15, lw=0)
+    return ax
+
+
+def chance(ax: Axes, value: float, label: str = "chance", axis: str = "y") -> Axes:
+    """A line where an attack that guesses stands, for the legend.
+
+    Args:
+        ax: where to draw.
+        value: what guessing attains, on that axis.
+        label: for the legend.
+        axis: "y" for a horizontal line, "x" for a vertical one.
+    """
+    (ax.axhline if axis == "y" else ax.axvline)(float(value), label=label, **CHANCE)
+    return ax
+
+
+def floor(ax: Axes, value: float, label: str = "best guess without the model", axis: str = "y"):
+    """As `chance`, dotted: the best guess without the model, which an attack has to beat."""
+    (ax.axhline if axis == "y" else ax.axvline)(float(value), label=label, **FLOOR)
+    return ax
+
+
+def bars(values: dict, ax: Axes | None = None, chance: float | None = None) -> Axes:
+    """A horizontal bar for each name, with its interval and its number.
+
+    Args:
+        values: by name, from top to bottom: an Estimate, a number, or the values of repeats, of
+            which the mean and two standard errors are drawn.
+        ax: where to draw; a new figure by default.
+        chance: what guessing attains, a line; none by default.
+
+    Returns:
+        The Axes.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 0.6 + 0.4 * len(values)))[1]
+    mean, low, high = np.transpose([_interval(value) for value in values.values()])
+    spread = np.maximum([mean - low, high - mean], 0)
+    places = range(len(values))
+    ax.barh(places, mean, 0.6, xerr=spread, color=COLORS[5], capsize=3)
+    for place, value, end in zip(places, mean, high, strict=True):
+        ax.annotate(f"{value:.2f}", (end, place), (4, 0), textcoords="offset points", va="center")
+    ax.set_yticks(places, list(values))
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    if chance is not None:
+        ax.axvline(float(chance), label="chance", **CHANCE | {"zorder": 3})
+        ax.legend(fontsize="small")
+    return ax
+
+
+def privacy_utility(
+    points: dict,
+    undefended: tuple[float, float],
+    ax: Axes | None = None,
+    *,
+    utility: str,
+    loss: str,
+    chance: float | None = None,
+    floor: float | None = None,
+) -> Axes:
+    """What each defense costs and what it buys: utility to the right, privacy loss upwards.
+
+    Args:
+        points: by method, its (utility, privacy loss) pairs, in the order of its strength.
+        undefended: the same pair without a defense.
+        ax: where to draw; a new figure by default.
+        utility: what the x axis measures, with its unit, for example "test accuracy".
+        loss: what the y axis measures, with its unit, for example "attack AUC".
+        chance: the privacy loss by guessing.
+        floor: the privacy loss by the best guess without the model.
+
+    Returns:
+        The Axes.
+    """
+    ax = ax or plt.subplots()[1]
+    for i, (name, pairs) in enumerate(points.items()):
+        j = i % len(COLORS)
+        x, y = _array(pairs).reshape(-1, 2).T
+        ax.plot(x, y, color=COLORS[j], linestyle=STYLES[j], marker=MARKERS[j], ms=6, label=name)
+    x, y = _array(undefended)
+    ax.plot(x, y, "k*", ms=12, ls="", label="undefended")
+    for value, label, look in ((chance, "chance", CHANCE), (floor, "best guess", FLOOR)):
+        if value is not None:
+            ax.axhline(float(value), label=label, **look)
+    ax.set(xlabel=f"{utility} (better to the right)", ylabel=f"{loss} (better below)")
+    ax.legend(fontsize="small")
     return ax
 
 
@@ -124,7 +207,7 @@ def histogram_pair(
         The Axes.
     """
     ax = ax or plt.subplots()[1]
-    groups = [np.asarray(v.detach().cpu(), dtype=float) for v in (members, nonmembers)]
+    groups = [_array(v) for v in (members, nonmembers)]
     both = np.concatenate(groups)
     edges = np.linspace(both.min(), both.max() + 1e-9, bins + 1)
     for i, (group, name) in enumerate(zip(groups, names[:2], strict=True)):
@@ -133,28 +216,40 @@ def histogram_pair(
         look = dict(color=COLORS[i], alpha=0.45, edgecolor=COLORS[i], hatch=hatch, label=name)
         ax.hist(group, edges, weights=share, histtype="stepfilled", **look)
     if mark is not None:
-        ax.axvline(mark, color="k", ls="--", lw=1.2, label=f"{names[2]} {mark:.3g}")
+        ax.axvline(float(mark), color="k", ls="--", lw=1.2, label=f"{names[2]} {float(mark):.3g}")
     ax.set(xlabel=xlabel, ylabel="share of group")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.legend(fontsize="small")
     return ax
 
 
-def matrix(values, rows, columns, ax: Axes | None = None) -> Axes:
+def matrix(
+    values,
+    rows,
+    columns,
+    ax: Axes | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> Axes:
     """A table of numbers, coloured by value and with each number written out.
+
+    Several of them share a scale by `vmin` and `vmax`, and one colour bar by
+    `figure.colorbar(axes[0].images[0], ax=axes)`.
 
     Args:
         values: (R, C) numbers.
         rows: R names.
         columns: C names.
         ax: where to draw; a new figure by default.
+        vmin: the number at the dark end; the smallest by default.
+        vmax: the number at the bright end; the largest by default.
 
     Returns:
         The Axes.
     """
     ax = ax or plt.subplots()[1]
-    values = np.asarray(values, dtype=float)
-    drawn = ax.imshow(values, cmap="cividis", aspect="auto")
+    values = _array(values)
+    drawn = ax.imshow(values, cmap="cividis", aspect="auto", vmin=vmin, vmax=vmax)
     for (i, j), value in np.ndenumerate(values):
         dark = drawn.norm(value) < 0.5
         ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="w" if dark else "k")
@@ -212,6 +307,26 @@ def image_strips(rows: dict[str, Tensor], ax: Axes | None = None, num_images: in
     ax.grid(False)
     ax.spines[:].set_visible(False)
     return ax
+
+
+def _array(values) -> np.ndarray:
+    """Numbers of numpy, from tensors on any device, or lists of such."""
+    if isinstance(values, list | tuple):
+        return np.array([_array(v) for v in values])
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+    return np.asarray(values, dtype=float)
+
+
+def _interval(value) -> metrics.Estimate:
+    """The mean of repeats and two standard errors; an estimate or a number is what it is."""
+    if isinstance(value, metrics.Estimate):
+        return value
+    repeats = _array(value).flatten()
+    mean, error = repeats.mean(), 0.0
+    if len(repeats) > 1:
+        error = 2 * repeats.std(ddof=1) / np.sqrt(len(repeats))
+    return metrics.Estimate(mean, mean - error, mean + error)
 
 
 def _tpr(scores: Tensor, members: Tensor, fpr: float) -> metrics.Estimate:

@@ -4,17 +4,17 @@ What a server, or an attacker in its place, can see is a `Message` by type: the 
 update of named parameters. It has no field for images, labels, losses or a client's settings.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, replace_all_batch_norm_modules_, vmap
+from torch.func import functional_call, vmap
 
-from vplib import experiment
+from vplib.nets import stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +56,6 @@ class Update(Message):
     """The parameters after local training minus those before (FedAvg)."""
 
 
-@dataclass(frozen=True)
-class Round:
-    """What a server knows after a round.
-
-    Args:
-        broadcast: the parameters and buffers that it sent, by name.
-        messages: what came back, by the number of the client.
-    """
-
-    broadcast: dict[str, Tensor]
-    messages: dict[int, Message]
-
-
 Client = tuple[Tensor, Tensor]
 Protect = Callable[[Message, torch.Generator], Message]
 
@@ -96,7 +83,6 @@ def share_update(
     lr: float,
     num_steps: int,
     batch_size: int | None = None,
-    generator: torch.Generator | None = None,
 ) -> Update:
     """A client's change of the parameters after local steps of plain gradient descent.
 
@@ -106,8 +92,7 @@ def share_update(
         labels: (N,) class indices.
         lr: learning rate of a step.
         num_steps: number of steps.
-        batch_size: images a step; all by default.
-        generator: shuffles the images; without it they are taken in the order given.
+        batch_size: images a step, in the order given; all by default.
 
     Raises:
         ValueError: a setting is out of range.
@@ -118,14 +103,10 @@ def share_update(
             f"need num_steps of 1 or more, lr above 0 and batch_size from 1 to {len(images)}, "
             f"not {num_steps}, {lr} and {batch_size}"
         )
-    order = torch.arange(len(images))
-    if generator is not None:
-        order = torch.randperm(len(images), generator=generator)
     start = dict(model.named_parameters())
     here = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     with torch.enable_grad():
-        for rows in local_batches(order, num_steps, batch_size):
-            rows = rows.to(images.device)
+        for rows in local_batches(len(images), num_steps, batch_size):
             loss = F.cross_entropy(_outputs(model, here, images[rows]), labels[rows])
             slopes = torch.autograd.grad(loss, list(here.values()))
             here = {
@@ -135,9 +116,9 @@ def share_update(
     return Update({name: here[name] - start[name] for name in start})
 
 
-def local_batches(order: Tensor, num_steps: int, batch_size: int) -> list[Tensor]:
+def local_batches(num_images: int, num_steps: int, batch_size: int) -> list[slice]:
     """The rows of each local step: batch after batch, and again from the first."""
-    batches = order.split(batch_size)
+    batches = [slice(i, i + batch_size) for i in range(0, num_images, batch_size)]
     return [batches[step % len(batches)] for step in range(num_steps)]
 
 
@@ -175,79 +156,21 @@ def simulate(
             "dropout in training mode: the attacker does not know which units the client dropped; "
             "call model.eval(), or take a model without dropout"
         )
-    small = images.shape[-1] <= 32
-    forward = _unfolded(model) if small else None
-    slopes = _by_autograd(forward) if forward else _by_vmap(model)
+    small = images.shape[-1] <= 32  # there unfolded convolutions take half the time of vmap
+    if small and stacked.known(model, unfold=True):
+        forward = partial(stacked.forward, model, unfold=True)
+    else:
+        forward = vmap(stacked.functional(model))
+    slopes = partial(stacked.by_autograd, forward, create_graph=True)
     start = {name: p.detach() for name, p in model.named_parameters()}
-    here = {name: value.expand(len(images), *value.shape) for name, value in start.items()}
+    here = {n: p.expand(len(images), *p.shape).requires_grad_() for n, p in start.items()}
     if num_steps is None:
-        return slopes(here, images, labels)
-    order = torch.arange(images.shape[1], device=images.device)
-    for rows in local_batches(order, num_steps, batch_size or len(order)):
-        found = slopes(here, images[:, rows], labels[:, rows])
+        return slopes(here, images, labels)[1]
+    num_images = images.shape[1]
+    for rows in local_batches(num_images, num_steps, batch_size or num_images):
+        _, found = slopes(here, images[:, rows], labels[:, rows])
         here = {name: value - lr * found[name] for name, value in here.items()}
     return {name: here[name] - start[name] for name in start}
-
-
-def _by_vmap(model: nn.Module):
-    """Gradients (K, ...) of the loss at K states, each on its own batch; any architecture."""
-    bare = copy.deepcopy(model).requires_grad_(False)
-    if model.training:
-        replace_all_batch_norm_modules_(bare)  # no running statistics, which vmap cannot update
-    buffers = dict(bare.named_buffers())
-
-    def loss(state, x, y):
-        outputs = functional_call(bare, {**state, **buffers}, (x,))
-        return -(y * F.log_softmax(outputs, -1)).sum(-1).mean()
-
-    return vmap(grad(loss))
-
-
-def _by_autograd(forward):
-    """The same from a forward pass of K states: the sum over clients does not mix their slopes."""
-
-    def slopes(state, x, y):
-        with torch.enable_grad():
-            state = {n: v if v.requires_grad else v.requires_grad_() for n, v in state.items()}
-            loss = -(y * F.log_softmax(forward(state, x), -1)).sum(-1).mean(1).sum()
-            found = torch.autograd.grad(loss, list(state.values()), create_graph=True)
-        return dict(zip(state, found, strict=True))
-
-    return slopes
-
-
-def _unfolded(model: nn.Module):
-    """K states of a plain convolutional network as one product a layer, or None for others.
-
-    On small images the time goes into calls, and this has the fewest: half the time of vmap.
-    """
-    pointwise = (nn.Sigmoid, nn.Tanh, nn.ReLU)
-    plain = (nn.Linear, nn.Conv2d, nn.Flatten, *pointwise)
-    usual = dict(groups=1, dilation=(1, 1), padding_mode="zeros")
-    for layer in model.modules():
-        if layer is not model and type(layer) not in plain:
-            return None
-        if isinstance(layer, nn.Conv2d) and any(getattr(layer, k) != v for k, v in usual.items()):
-            return None
-    if type(model) is not nn.Sequential:
-        return None
-
-    def forward(state, x):
-        for i, layer in enumerate(model):
-            weight, bias = state.get(f"{i}.weight"), state.get(f"{i}.bias", torch.zeros(1, 1).to(x))
-            if isinstance(layer, nn.Conv2d):
-                size, pad, step = layer.kernel_size, layer.padding, layer.stride
-                height = (x.shape[-2] + 2 * pad[0] - size[0]) // step[0] + 1
-                patches = F.unfold(x.flatten(0, 1), size, padding=pad, stride=step)
-                x = weight.flatten(2)[:, None] @ patches.unflatten(0, x.shape[:2])
-                x = (x + bias[:, None, :, None]).unflatten(-1, (height, -1))
-            elif isinstance(layer, nn.Linear):
-                x = x @ weight.transpose(1, 2) + bias[:, None]
-            else:
-                x = x.flatten(2) if isinstance(layer, nn.Flatten) else layer(x)
-        return x
-
-    return forward
 
 
 def aggregate(model: nn.Module, messages: Sequence[Message], weights=None, lr: float = 1.0) -> None:
@@ -286,30 +209,22 @@ def train(
     lr: float = 0.1,
     share: float = 1.0,
     num_steps: int = 1,
-    batch_size: int | None = None,
     protect: Protect | None = None,
     seed: int = 0,
-    record: bool = False,
-    description: str = "",
-) -> list[Round]:
+) -> None:
     """Trains the server's model in place, round by round.
 
     Args:
         model: the server's; batch-norm statistics stay as they are, for messages hold none.
         clients: of each its images (N, ...) and labels (N,).
         num_rounds: number of rounds.
-        algorithm: "fedsgd" (a gradient of a batch each) or "fedavg" (local steps each).
+        algorithm: "fedsgd" (a gradient each) or "fedavg" (local steps each), on all of a client's
+            images.
         lr: learning rate of a step.
         share: the part of the clients, drawn anew, that takes part in a round; at least one does.
         num_steps: local steps of a client in a round ("fedavg").
-        batch_size: images of a client a step; all by default.
         protect: what a client does to its message before it leaves, such as `add_noise`.
-        seed: decides participants, batches and noise.
-        record: keep what the server saw.
-        description: names the progress bar; empty for none.
-
-    Returns:
-        The rounds, if recorded.
+        seed: decides participants and noise.
 
     Raises:
         ValueError: a setting is out of range.
@@ -320,28 +235,21 @@ def train(
         raise ValueError(
             f"need clients, and a share above 0 and at most 1; got {len(clients)}, {share}"
         )
-    generator, rounds = torch.Generator().manual_seed(seed), []
-    steps = range(num_rounds)
-    for _ in experiment.progress(steps, description) if description else steps:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(num_rounds):
         order = torch.randperm(len(clients), generator=generator)
-        chosen = order[: max(1, round(share * len(clients)))].sort().values.tolist()
-        messages = {}
-        for k in chosen:
-            images, labels = clients[k]
-            if algorithm == "fedsgd":
-                rows = torch.randperm(len(images), generator=generator)[:batch_size]
-                rows = rows.to(images.device)
-                message = share_gradient(model, images[rows], labels[rows])
-            else:
-                settings = dict(lr=lr, num_steps=num_steps, batch_size=batch_size)
-                message = share_update(model, images, labels, generator=generator, **settings)
-            messages[k] = protect(message, generator) if protect else message
-        if record:
-            sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
-            rounds.append(Round(sent, messages))
-        sizes = [float(len(clients[k][0])) for k in chosen]
-        aggregate(model, list(messages.values()), sizes, lr if algorithm == "fedsgd" else 1.0)
-    return rounds
+        some = order[: max(1, round(share * len(clients)))].sort().values.tolist()
+        chosen = [clients[k] for k in some]
+        if algorithm == "fedsgd":
+            messages = [share_gradient(model, *client) for client in chosen]
+        else:
+            messages = [
+                share_update(model, *client, lr=lr, num_steps=num_steps) for client in chosen
+            ]
+        if protect:
+            messages = [protect(message, generator) for message in messages]
+        sizes = [float(len(images)) for images, _ in chosen]
+        aggregate(model, messages, sizes, lr if algorithm == "fedsgd" else 1.0)
 
 
 def add_noise(message: Message, ratio: float, generator: torch.Generator) -> Message:

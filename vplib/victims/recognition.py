@@ -4,32 +4,28 @@ An embedding is a unit vector; two photos are as alike as the cosine of their em
 """
 
 from collections.abc import Callable
-from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vplib.nets import training
-from vplib.show import metrics
 
 Embed = Callable[[Tensor], Tensor]
+
+DIM = 128  # of an embedding
+MARGIN, SCALE = 0.2, 16.0  # by how far the right cosine must lead, in units of its temperature
+TIE = 1e-6  # cosines that differ by less are equal but for rounding
 
 
 class Shaken(nn.Module):
     """Photos as another camera would have taken them: mirrored, shifted, lighter or darker.
 
     In training mode only, with torch's generator, an image at a time.
-
-    Args:
-        shift: largest shift, as a share of the width.
-        light: largest change of brightness and of each channel's gain.
     """
 
-    def __init__(self, shift: float = 0.06, light: float = 0.15):
-        super().__init__()
-        self.shift, self.light = shift, light
+    shift = 0.06  # the largest, as a share of the width
+    light = 0.15  # the largest change of brightness and of each channel's gain
 
     def forward(self, images: Tensor) -> Tensor:
         """The images, changed in training mode."""
@@ -75,9 +71,9 @@ class Unit(nn.Module):
 class Cosines(nn.Module):
     """The cosines between embeddings and a vector a person."""
 
-    def __init__(self, dim: int, num_people: int):
+    def __init__(self, num_people: int):
         super().__init__()
-        self.people = nn.Parameter(torch.randn(num_people, dim))
+        self.people = nn.Parameter(torch.randn(num_people, DIM))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(N, people) cosines."""
@@ -85,7 +81,7 @@ class Cosines(nn.Module):
 
 
 def resnet(
-    shape: tuple[int, int, int], *, channels: tuple[int, ...] = (16, 32, 64), dim: int = 128
+    shape: tuple[int, int, int], *, channels: tuple[int, ...] = (16, 32, 64)
 ) -> nn.Sequential:
     """An untrained residual embedding network.
 
@@ -93,10 +89,9 @@ def resnet(
         shape: (C, H, W) of a photo. The first layer halves the size, and from 48 pixels on the
             first block too.
         channels: of each block; each but the first halves the size.
-        dim: of the embedding.
 
     Returns:
-        A network from (N, C, H, W) in [0, 1] to (N, dim) unit vectors.
+        A network from (N, C, H, W) in [0, 1] to (N, 128) unit vectors.
     """
     layers = [
         nn.Conv2d(shape[0], channels[0], 3, 2, 1, bias=False),
@@ -106,18 +101,17 @@ def resnet(
     first = 2 if min(shape[1:]) >= 48 else 1
     for i, outside in enumerate(channels):
         layers.append(Block(channels[max(i - 1, 0)], outside, 2 if i else first))
-    return _headed(layers, channels[-1], dim)
+    return _headed(layers, channels[-1])
 
 
 def plain_cnn(
-    shape: tuple[int, int, int], *, channels: tuple[int, ...] = (16, 32, 64), dim: int = 128
+    shape: tuple[int, int, int], *, channels: tuple[int, ...] = (16, 32, 64)
 ) -> nn.Sequential:
     """An untrained embedding network of another family: 5x5 convolutions, ELU, max pooling.
 
     Args:
         shape: (C, H, W) of a photo. The first layer halves the size.
         channels: of each convolution; between them the size is halved by pooling.
-        dim: of the embedding.
 
     Returns:
         A network as `resnet` returns it.
@@ -125,30 +119,28 @@ def plain_cnn(
     layers = [nn.Conv2d(shape[0], channels[0], 5, 2, 2), nn.ELU()]
     for inside, outside in zip(channels, channels[1:], strict=False):
         layers += [nn.MaxPool2d(2), nn.Conv2d(inside, outside, 5, 1, 2), nn.ELU()]
-    return _headed(layers, channels[-1], dim)
+    return _headed(layers, channels[-1])
 
 
-def _headed(layers: list[nn.Module], channels: int, dim: int) -> nn.Sequential:
+def _headed(layers: list[nn.Module], channels: int) -> nn.Sequential:
     """Features at 4x4 places, each with weights of its own: a face has its parts in place."""
-    head = nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, dim, bias=False)
-    return nn.Sequential(*layers, *head, nn.BatchNorm1d(dim), Unit())
+    head = nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, DIM, bias=False)
+    return nn.Sequential(*layers, *head, nn.BatchNorm1d(DIM), Unit())
 
 
-def margin_loss(cosines: Tensor, people: Tensor, margin: float = 0.2, scale: float = 16.0):
+def margin_loss(cosines: Tensor, people: Tensor) -> Tensor:
     """Cross-entropy in which the right person's cosine must lead by a margin.
 
     Args:
         cosines: (N, people) between each photo and each person's vector.
         people: (N,) who is on the photo.
-        margin: how far the right cosine must lead.
-        scale: of the cosines, as an inverse temperature.
 
     Source:
         Wang et al., CosFace: large margin cosine loss for deep face recognition, CVPR 2018,
         equation 4.
     """
     right = F.one_hot(people, cosines.shape[-1])
-    return F.cross_entropy(scale * (cosines - margin * right), people)
+    return F.cross_entropy(SCALE * (cosines - MARGIN * right), people)
 
 
 def train_embedding(
@@ -158,8 +150,6 @@ def train_embedding(
     network: Callable[..., nn.Sequential] = resnet,
     num_epochs: int = 10,
     lr: float = 0.002,
-    batch_size: int = 64,
-    margin: float = 0.2,
     seed: int = 0,
     description: str = "face embedding",
 ) -> nn.Sequential:
@@ -171,8 +161,6 @@ def train_embedding(
         network: makes the untrained network from the shape of a photo, for example `resnet`.
         num_epochs: passes over the photos.
         lr: learning rate of Adam.
-        batch_size: photos a step.
-        margin: of `margin_loss`.
         seed: of initialization, order and augmentation.
         description: names the progress bar.
 
@@ -189,9 +177,7 @@ def train_embedding(
     shape = tuple(images.shape[1:])
 
     def build():
-        embed = network(shape)
-        dim = next(m for m in reversed(embed) if isinstance(m, nn.Linear)).out_features
-        return nn.Sequential(Shaken(), embed, Cosines(dim, num_people))
+        return nn.Sequential(Shaken(), network(shape), Cosines(num_people))
 
     trained = training.fit_many(
         build,
@@ -200,9 +186,9 @@ def train_embedding(
         torch.arange(len(images))[None],
         num_epochs=num_epochs,
         lr=lr,
-        batch_size=batch_size,
+        batch_size=64,
         optimizer="adam",
-        loss=partial(margin_loss, margin=margin),
+        loss=margin_loss,
         seed=seed,
         form="loop",
         description=description,
@@ -211,28 +197,36 @@ def train_embedding(
 
 
 @torch.no_grad()
-def embed_all(embed: Embed, images: Tensor, batch_size: int = 256) -> Tensor:
-    """(N, dim) embeddings of many photos, some at a time."""
-    return torch.cat([embed(part) for part in images.split(batch_size)])
+def embed_all(embed: Embed, images: Tensor) -> Tensor:
+    """(N, dim) embeddings of many photos, 256 at a time."""
+    return torch.cat([embed(part) for part in images.split(256)])
 
 
 def identify(gallery: Tensor, people: Tensor, probes: Tensor) -> Tensor:
-    """The person of the most similar photo of the gallery, for each probe.
+    """The person of the most similar photo of the gallery, for each probe; -1 for nobody.
+
+    Nobody is identified where two people are as similar (to a millionth), or a likeness is NaN.
 
     Args:
         gallery: (G, dim) unit embeddings of photos with a name.
-        people: (G,) the names.
+        people: (G,) the names, integers from 0.
         probes: (N, dim) unit embeddings of photos without one.
 
     Returns:
         (N,) names.
     """
-    return people[(probes @ gallery.T).argmax(-1)]
+    names, best = _likeness(gallery, people, probes)
+    top, index = best.max(1, keepdim=True)
+    rival = best.scatter(1, index, -torch.inf).amax(1, keepdim=True)
+    return torch.where(top > rival + TIE, names[index], -1).squeeze(1)
 
 
 def ranks(gallery: Tensor, people: Tensor, probes: Tensor, truth: Tensor) -> Tensor:
     """At which place the right person stands when people are ordered by likeness to a probe.
 
+    Ties and NaN count against the attacker: the place is one more than the number of other people
+    who are at least as similar (to a millionth) or whose likeness is NaN.
+
     Args:
         gallery: (G, dim) unit embeddings of photos with a name.
         people: (G,) the names.
@@ -240,76 +234,24 @@ def ranks(gallery: Tensor, people: Tensor, probes: Tensor, truth: Tensor) -> Ten
         truth: (N,) who they are.
 
     Returns:
-        (N,) places from 1; one more than there are people for who is not in the gallery. A person
-        is as similar as their most similar photo.
+        (N,) places from 1; one more than there are people for who is not in the gallery, or where
+        the likeness to the right person is NaN. A person is as similar as their most similar photo.
     """
+    names, best = _likeness(gallery, people, probes)
+    right = names == truth[:, None]
+    own = torch.where(right, best, -torch.inf).amax(1, keepdim=True)
+    ahead = ~(best < own - TIE)  # and the right person too, who stands at 1
+    return ahead.sum(1) + ~own.isfinite().squeeze(1)
+
+
+def rank_accuracy(gallery: Tensor, people: Tensor, probes: Tensor, truth: Tensor) -> float:
+    """The share of probes whose person is the one most similar to it, by `ranks`."""
+    return (ranks(gallery, people, probes, truth) == 1).double().mean().item()
+
+
+def _likeness(gallery: Tensor, people: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
+    """The people of the gallery, and (N, people) how similar their most similar photo is."""
     names, index = people.unique(return_inverse=True)
     likeness = probes @ gallery.T
-    best = likeness.new_full((len(probes), len(names)), -2.0)
-    best.scatter_reduce_(1, index.expand_as(likeness), likeness, "amax")
-    right = names == truth[:, None]
-    own = best.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-    return 1 + ((best > own) & ~right).sum(1)
-
-
-def rank_accuracy(
-    gallery: Tensor, people: Tensor, probes: Tensor, truth: Tensor, rank: int = 1
-) -> float:
-    """The share of probes whose person is among the `rank` people most similar to it.
-
-    Args:
-        gallery: (G, dim) unit embeddings of photos with a name.
-        people: (G,) the names.
-        probes: (N, dim) unit embeddings.
-        truth: (N,) who they are.
-        rank: how many people count; a person is as similar as their most similar photo.
-
-    Raises:
-        ValueError: there are fewer people than `rank`.
-    """
-    num_people = len(people.unique())
-    if not 1 <= rank <= num_people:
-        raise ValueError(f"rank must lie between 1 and {num_people}, the people, not {rank}")
-    return (ranks(gallery, people, probes, truth) <= rank).double().mean().item()
-
-
-def pairs(embeddings: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
-    """All pairs of photos: how similar they are, and whether they show one person.
-
-    Args:
-        embeddings: (N, dim) unit embeddings.
-        people: (N,) who is on them.
-
-    Returns:
-        (N (N - 1) / 2,) cosines and truth values.
-    """
-    first, second = torch.triu_indices(len(people), len(people), 1, device=people.device)
-    return (embeddings @ embeddings.T)[first, second], people[first] == people[second]
-
-
-def equal_error_rate(likeness: Tensor, same: Tensor) -> float:
-    """The error at the threshold where as many impostors pass as genuine pairs are refused.
-
-    Args:
-        likeness: (P,) how similar the two photos of a pair are.
-        same: (P,) whether they show one person.
-    """
-    accepted, genuine = metrics.roc(likeness, same)
-    return float(np.interp(0.0, genuine - 1 + accepted, accepted))
-
-
-def tar_at_far(likeness: Tensor, same: Tensor, far: float = 0.01) -> metrics.Estimate:
-    """The share of genuine pairs accepted at the threshold that lets `far` of impostors pass.
-
-    Args:
-        likeness: (P,) how similar the two photos of a pair are.
-        same: (P,) whether they show one person.
-        far: allowed false-acceptance rate.
-
-    Returns:
-        The rate; its interval treats pairs as independent, which those of one person are not.
-
-    Raises:
-        ValueError: too few impostor pairs resolve `far`.
-    """
-    return metrics.tpr_at_fpr(likeness, same, far)
+    best = likeness.new_full((len(probes), len(names)), -torch.inf)
+    return names, best.scatter_reduce_(1, index.expand_as(likeness), likeness, "amax")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vplib import experiment
+from vplib import experiment, threads
 from vplib.nets import stacked, training
 
 Predict = Callable[[Tensor], Tensor]
@@ -86,13 +86,14 @@ def invert_class(
     logits_of = white_box(victims)
     x = start.expand(len(victims), *start.shape).clone()
     trace = [x] if trace_at else []
-    for step in experiment.progress(range(num_steps), "inversion"):
-        x.requires_grad_()
-        loss = _cost(logits_of(x), targets, logarithm).sum()
-        (slope,) = torch.autograd.grad(loss, x)
-        x = (x.detach() - lr * slope).clamp(0, 1)
-        if step + 1 in trace_at:
-            trace.append(x)
+    with threads.one_thread(start):
+        for step in experiment.progress(range(num_steps), "inversion"):
+            x.requires_grad_()
+            loss = _cost(logits_of(x), targets, logarithm).sum()
+            (slope,) = torch.autograd.grad(loss, x)
+            x = (x.detach() - lr * slope).clamp(0, 1)
+            if step + 1 in trace_at:
+                trace.append(x)
     with torch.no_grad():
         confidences = 1 - _cost(logits_of(x), targets, False)
     return Inversion(x, confidences, torch.stack(trace) if trace else x[None])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vplib import experiment
+from vplib import experiment, threads
 from vplib.attacks.inversion_class.search import Predict
 from vplib.nets import models, stacked
 
@@ -67,14 +67,15 @@ def train_inverters(
     update = stacked.updater(list(state.values()), "adam", lr, 0.0, 0.0)
     order = torch.Generator().manual_seed(seed)
     features = _features(answers)
-    for _ in experiment.progress(range(num_epochs), "inversion networks"):
-        for rows in torch.randperm(len(images), generator=order).split(batch_size):
-            rows = rows.to(images.device)
-            made = forward(state, features[:, rows]).sigmoid()
-            loss = (made - flat[rows]).square().mean((1, 2)).sum()
-            update(_slopes(loss, list(state.values())))
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"training diverged; lower lr from {lr}")
+    with threads.one_thread(images):
+        for _ in experiment.progress(range(num_epochs), "inversion networks"):
+            for rows in torch.randperm(len(images), generator=order).split(batch_size):
+                rows = rows.to(images.device)
+                made = forward(state, features[:, rows]).sigmoid()
+                loss = (made - flat[rows]).square().mean((1, 2)).sum()
+                update(_slopes(loss, list(state.values())))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"training diverged; lower lr from {lr}")
 
     @torch.no_grad()
     def invert(said: Tensor) -> Tensor:
@@ -164,14 +165,15 @@ def train_gamin(
     def enlarged(images: Tensor) -> Tensor:
         return F.interpolate(images.view(-1, *small), shape[1:], mode="bilinear")
 
-    for _ in experiment.progress(range(num_steps), "surrogate and generators"):
-        made = enlarged(forward(state, noise(len(targets), per_class, num_latents)).sigmoid())
-        random = enlarged((0.5 + 0.25 * noise(num_noise, *small)).clamp(0, 1))
-        asked = torch.cat([made.detach(), random])
-        loss = F.cross_entropy(surrogate(asked), predict(asked))
-        learn(_slopes(loss, weights))
-        loss = F.cross_entropy(surrogate(made), wanted, reduction="sum") / per_class
-        improve(_slopes(loss, list(state.values())))
+    with threads.one_thread(torch.empty(1, *shape, device=device)):
+        for _ in experiment.progress(range(num_steps), "surrogate and generators"):
+            made = enlarged(forward(state, noise(len(targets), per_class, num_latents)).sigmoid())
+            random = enlarged((0.5 + 0.25 * noise(num_noise, *small)).clamp(0, 1))
+            asked = torch.cat([made.detach(), random])
+            loss = F.cross_entropy(surrogate(asked), predict(asked))
+            learn(_slopes(loss, weights))
+            loss = F.cross_entropy(surrogate(made), wanted, reduction="sum") / per_class
+            improve(_slopes(loss, list(state.values())))
 
     @torch.no_grad()
     def generate(num_images: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 
+from vplib.exercises import judge
 from vplib.victims import endpoint
 
 
@@ -101,31 +102,29 @@ def check_direction(attempt) -> str | None:
     """Checks the estimate on five directions, three of which leave the label."""
     directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0], [0.8, -0.6]])
     left = torch.tensor([True, True, True, False, False])
-    found = attempt(left, directions)
-    if found is None:
-        return None
-    if not isinstance(found, torch.Tensor) or found.shape != (2,):
-        return "return one vector, of the length of a direction"
-
-    def near(other):
-        return torch.allclose(found.double(), (other / other.norm()).double(), atol=1e-4)
-
     right, sign = solve_direction(left, directions), 2.0 * left - 1
-    if near(right):
-        same = attempt(torch.ones(5, dtype=torch.bool), directions)
-        whole = directions.sum(0)
-        if torch.allclose(same, whole / whole.norm(), atol=1e-4):
-            return "right: and where all directions leave, their mean is the best guess"
-        return "nearly: when all answers are equal the baseline leaves nothing; drop it then"
-    if near(-right):
-        return "the wrong way round: go where the label is left"
-    if near((sign[:, None] * directions).sum(0)):
-        return "subtract the mean of the signs: without this baseline the estimate is noisier"
-    if near(directions[left].sum(0)):
-        return "the directions that keep the label tell something too: they count with minus one"
-    if torch.allclose(found / found.norm(), right, atol=1e-4):
-        return "the direction is right; scale it to length one"
-    return "sum the directions, weighted with +1 where the label is left, -1 else, minus the mean"
+    found, whole = attempt(left, directions), directions.sum(0)
+    no_baseline, one_sided = (sign[:, None] * directions).sum(0), directions[left].sum(0)
+    mistakes = {
+        "the wrong way round: go where the label is left": -right,
+        "subtract the mean of the signs: without this baseline the estimate is noisier": (
+            no_baseline / no_baseline.norm()
+        ),
+        "the directions that keep the label tell something too: they count with minus one": (
+            one_sided / one_sided.norm()
+        ),
+        "the direction is right; scale it to length one": (
+            lambda found: torch.allclose(found / found.norm(), right.double(), atol=1e-4)
+        ),
+    }
+    why = "and where all directions leave, their mean is the best guess"
+    hint = "sum the directions, weighted with +1 where the label is left, -1 else, minus the mean"
+    said = judge(found, right, why, mistakes, hint)
+    if said and said.startswith("right"):
+        found = attempt(torch.ones(5, dtype=torch.bool), directions)
+        hint = "nearly: when all answers are equal the baseline leaves nothing; drop it then"
+        said = judge(found, whole / whole.norm(), why, {}, hint)
+    return said
 
 
 def solve_rounded(probabilities, decimals):

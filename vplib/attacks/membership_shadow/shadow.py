@@ -29,10 +29,14 @@ def attack_set(
     Returns:
         (K * N, classes) answers, (K * N,) classes, and (K * N,) 1 for members and 0 otherwise.
 
+    Raises:
+        ValueError: members are no truth values, or not one a shadow and record.
+
     Source:
         Shokri et al., Membership inference attacks against machine learning models, S&P 2017,
         section V-E.
     """
+    _check_members(members, probabilities)
     num_models = len(probabilities)
     return probabilities.flatten(0, 1), labels.repeat(num_models), members.flatten().long()
 
@@ -44,7 +48,6 @@ def train_attack_models(
     groups: Tensor | None = None,
     *,
     num_epochs: int = 30,
-    hidden: int = 64,
     seed: int = 0,
 ) -> training.Ensemble:
     """One attack model a class: a network with one hidden layer that tells "in" from "out".
@@ -56,14 +59,14 @@ def train_attack_models(
         groups: (G, k) shadows that each of G attacks learns from; by default one attack learns
             from all.
         num_epochs: passes over the attack set of a class.
-        hidden: width of the hidden layer.
         seed: of initialization and order.
 
     Returns:
         An ensemble of G * classes models, each from (N, classes) answers to 2 logits.
 
     Raises:
-        ValueError: a class has no record, so that its attack model has nothing to learn from.
+        ValueError: a class has no record, so that its attack model has nothing to learn from; or
+            members as in `attack_set`.
 
     Source:
         Shokri et al. 2017, section V-E. Classes with fewer records repeat theirs, so that all
@@ -83,18 +86,7 @@ def train_attack_models(
         raise ValueError(f"the shadow pool has no record of class {empty}; take a larger pool")
     longest = max(len(r) for r in rows)
     subsets = torch.stack([r.repeat(-(-longest // len(r)))[:longest] for r in rows])
-    return training.fit_many(
-        lambda: models.mlp(answers.shape[1:], 2, (hidden,)),
-        answers,
-        inside,
-        subsets,
-        num_epochs=num_epochs,
-        optimizer="adam",
-        lr=0.01,
-        batch_size=64,
-        seed=seed,
-        description="attack models",
-    )
+    return _fit(answers, inside, subsets, num_epochs, seed, lr=0.01, batch_size=64)
 
 
 def score_members(attack_models: training.Ensemble, answers: Tensor, labels: Tensor) -> Tensor:
@@ -124,7 +116,7 @@ def losses(probabilities: Tensor, labels: Tensor) -> Tensor:
         labels: (N,) class indices.
 
     Returns:
-        (..., N) losses, at most 87 (the smallest float32 is about 1e-38).
+        (..., N) losses, at most 87.5 (the smallest float32 is about 1e-38).
     """
     index = labels.expand(probabilities.shape[:-1]).unsqueeze(-1)
     return -probabilities.gather(-1, index).squeeze(-1).clamp_min(1e-38).log()
@@ -169,12 +161,12 @@ def train_agnostic_attack(
     members: Tensor,
     groups: Tensor | None = None,
     *,
-    top: int = 3,
-    num_steps: int = 1000,
-    hidden: int = 64,
     seed: int = 0,
 ) -> training.Ensemble:
     """Attack models for all classes at once, from the largest probabilities of an answer in order.
+
+    Each takes about 1,000 steps, whatever the number of shadows: with few it would only learn to
+    threshold the largest probability.
 
     Args:
         probabilities: (K, N, classes) answers of K shadow models, one is enough, to the N records
@@ -182,59 +174,40 @@ def train_agnostic_attack(
         members: (K, N) whether the shadow was trained on the record; the attacker trained it.
         groups: (G, k) shadows that each of G attack models learns from; by default one attack
             model learns from all.
-        top: how many of the largest probabilities it looks at.
-        num_steps: about how many training steps, whatever the number of shadows; with few steps
-            the attack model only learns to threshold the largest probability.
-        hidden: width of the hidden layer.
         seed: of initialization and order.
 
     Returns:
-        An ensemble of G models, from (N, top) sorted probabilities to 2 logits.
+        An ensemble of G models, from `sorted_answers` to 2 logits.
 
     Raises:
-        ValueError: there are fewer classes than `top`.
+        ValueError: members as in `attack_set`.
 
     Source:
         Salem et al., ML-Leaks, NDSS 2019, section IV (adversary 1).
     """
+    _check_members(members, probabilities)
     num_records = probabilities.shape[1]
-    answers = sorted_answers(probabilities, top).flatten(0, 1)
+    answers = sorted_answers(probabilities).flatten(0, 1)
     shadows = torch.arange(len(probabilities))[None] if groups is None else torch.as_tensor(groups)
     rows = shadows[..., None] * num_records + torch.arange(num_records)
     steps_an_epoch = -(-rows[0].numel() // 256)
-    return training.fit_many(
-        lambda: models.mlp((top,), 2, (hidden,)),
-        answers,
-        members.flatten().long(),
-        rows.flatten(1),
-        num_epochs=max(1, num_steps // steps_an_epoch),
-        optimizer="adam",
-        lr=0.03,
-        batch_size=256,
-        seed=seed,
-        description="attack model",
-    )
+    inside, num_epochs = members.flatten().long(), max(1, 1000 // steps_an_epoch)
+    return _fit(answers, inside, rows.flatten(1), num_epochs, seed, lr=0.03, batch_size=256)
 
 
-def sorted_answers(probabilities: Tensor, top: int = 3) -> Tensor:
-    """Logarithms of an answer's largest probabilities in falling order, whatever their classes.
+def sorted_answers(probabilities: Tensor) -> Tensor:
+    """Logarithms of an answer's three largest probabilities in falling order, of any classes.
 
     The paper takes the probabilities; but members and nonmembers differ in how near to 1 the first
     one comes, which a small network cannot see on that scale.
 
     Args:
         probabilities: (..., classes).
-        top: how many to keep.
 
     Returns:
-        (..., top) logarithms, at least -10: an answer of zero has no smaller one.
-
-    Raises:
-        ValueError: there are fewer classes than `top`.
+        (..., 3) logarithms, or two for two classes; at least -10, for zero has no logarithm.
     """
-    if probabilities.shape[-1] < top:
-        raise ValueError(f"an answer has {probabilities.shape[-1]} classes, fewer than top={top}")
-    largest = probabilities.topk(top, dim=-1).values
+    largest = probabilities.topk(min(3, probabilities.shape[-1]), dim=-1).values
     return largest.clamp_min(math.exp(-10)).log()
 
 
@@ -248,8 +221,7 @@ def score_agnostic(attack_models: training.Ensemble, answers: Tensor) -> Tensor:
     Returns:
         (G, ..., N) probabilities, a row an attack model.
     """
-    top = attack_models.build()[1].in_features
-    asked = sorted_answers(answers, top)
+    asked = sorted_answers(answers)
     said = attack_models.probabilities(asked.flatten(0, -2))[..., 1]
     return said.unflatten(1, asked.shape[:-1])
 
@@ -274,3 +246,23 @@ def threshold_from_shadows(scores: Tensor, members: Tensor) -> float:
     best = (true_positives - false_positives)[1:].argmax() + 1  # the first one is infinite
     number = asked.dtype.type  # roc_curve counts equality as member: the next smaller such number
     return float(np.nextafter(number(thresholds[best]), number(-np.inf)))
+
+
+def _check_members(members: Tensor, probabilities: Tensor) -> None:
+    if members.dtype != torch.bool:  # rows of the pool would pass for labels
+        raise ValueError(f"members must be truth values, not {members.dtype}")
+    if members.shape != probabilities.shape[:2]:
+        raise ValueError(
+            f"members must be (shadows, records), {tuple(probabilities.shape[:2])} for these "
+            f"answers, not {tuple(members.shape)}"
+        )
+
+
+def _fit(answers, inside, rows, num_epochs, seed, **settings) -> training.Ensemble:
+    """Networks with one hidden layer from answers to "out" and "in", each on its own rows."""
+    settings |= dict(num_epochs=num_epochs, optimizer="adam", description="attack models")
+
+    def build():
+        return models.mlp(answers.shape[1:], 2, (64,))
+
+    return training.fit_many(build, answers, inside, rows, seed=seed, **settings)

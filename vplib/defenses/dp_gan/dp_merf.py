@@ -10,6 +10,10 @@ from vplib import experiment, seeding, threads
 from vplib.defenses.dp_gan import dpgan
 from vplib.defenses.dp_gan.dpgan import Generators
 
+NUM_FEATURES = 250  # frequencies
+PER_CLASS = 10  # generated images of each class a step
+LR = 0.02
+
 
 def random_features(x: Tensor, frequencies: Tensor) -> Tensor:
     """Random Fourier features of a Gaussian kernel; each vector has length one.
@@ -34,12 +38,7 @@ def train_dp_merf(
     num_classes: int,
     sigmas: Sequence[float],
     *,
-    num_features: int = 250,
-    length_scale: float | None = None,
     num_steps: int = 300,
-    per_class: int = 10,
-    lr: float = 0.02,
-    num_latents: int = 16,
     subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
@@ -51,13 +50,7 @@ def train_dp_merf(
         labels: (N,) their classes.
         num_classes: number of classes; their frequencies are taken as uniform.
         sigmas: R noise multipliers, of one release: the sums change by at most 1 with one image.
-        num_features: frequencies.
-        length_scale: of the kernel; None: a quarter of the root of the number of pixels. Never the
-            private images' median distance, which would be a release of its own.
         num_steps: of the generator; costs no privacy.
-        per_class: generated images of each class a step.
-        lr: learning rate of Adam.
-        num_latents: size of a latent vector.
         subsets: (R, n) rows that each run trains on; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
@@ -69,25 +62,22 @@ def train_dp_merf(
         Harder, Adamczewski and Park, DP-MERF, AISTATS 2021, equations 6 to 9. A neighbour has one
         image more or less, so the sensitivity is 1, not the paper's 2 of an image replaced.
     """
-    dpgan._check(images, labels, num_classes, sigmas, num_steps)
-    length_scale = length_scale or math.sqrt(images[0].numel()) / 4
-    sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
-    subsets = dpgan.own_rows(subsets, len(images), runs, images.device)
+    sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, num_steps, subsets)
+    # Not the private images' median distance, which would be a release of its own.
+    length_scale = math.sqrt(images[0].numel()) / 4
     with seeding.seeded(seed), threads.one_thread(images):
-        frequencies = torch.randn(images[0].numel(), num_features).to(images) / length_scale
+        frequencies = torch.randn(images[0].numel(), NUM_FEATURES).to(images) / length_scale
         features = random_features(images.flatten(1), frequencies)
         hot = dpgan.one_hot(labels, num_classes)
         sums = torch.stack([hot[rows].T @ features[rows] for rows in subsets])
         target = dpgan.release(sums, sigma) * num_classes / subsets.shape[1]
-        generators, stepper = dpgan.new_generators(images, num_classes, runs, num_latents, lr)
+        generators, improve = dpgan.new_generators(images, num_classes, len(sigma), LR)
+        weights = list(generators.nets[1].values())
         classes = torch.arange(num_classes, device=images.device)
-        wanted = classes.repeat_interleave(per_class).expand(runs, -1)
+        wanted = classes.repeat_interleave(PER_CLASS).expand(len(sigma), -1)
         steps = range(num_steps)
         for _ in experiment.progress(steps, description) if description else steps:
             made = random_features(generators.draw(wanted), frequencies)
-            mean = made.unflatten(1, (num_classes, per_class)).mean(2)
-            stepper.zero_grad()
-            ((mean - target) ** 2).sum().backward()
-            stepper.step()
-        dpgan.check_finite(generators.state, lr)
-    return dpgan.frozen(generators)
+            mean = made.unflatten(1, (num_classes, PER_CLASS)).mean(2)
+            improve(torch.autograd.grad(((mean - target) ** 2).sum(), weights))
+    return dpgan.finished(generators, LR)

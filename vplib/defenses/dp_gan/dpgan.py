@@ -1,7 +1,7 @@
 """Private GANs by noise on the discriminator's gradients: DPGAN, DP-CGAN, and Bie's many steps.
 
 An experiment repeats a training R times (levels of noise, draws): the R discriminators and
-generators are stacked as in `vplib.batched` and step together, each on Poisson batches of its own.
+generators are stacked as in `nets.stacked` and step together, each on Poisson batches of its own.
 All networks are ReLU MLPs that see the class as a one-hot vector beside their input, so that every
 method can be asked for labelled images.
 
@@ -9,48 +9,41 @@ Whatever a method takes from the private images on its way to the generator pass
 nothing else may: a test replaces `release` by a constant and swaps a record.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import stack_module_state
 
 from vplib import experiment, seeding, threads
-from vplib.nets import models
+from vplib.nets import models, stacked, training
 
-State = dict[str, Tensor]
-Factors = list[tuple[Tensor, Tensor]]
+Networks = tuple[nn.Sequential, stacked.State]  # one of R MLPs, and the parameters of all
 LOSSES = ("logistic", "wasserstein")
 PAIRINGS = ("pairs", "halves")
+NUM_LATENTS = 16
+GENERATED = 64  # images that a generator makes in one of its own steps
 
 
 class Generators(NamedTuple):
     """R trained generators: all that the methods here release.
 
     Args:
-        state: parameters by name, each stacked to (R, ...).
+        nets: R MLPs from a latent vector with a class beside it to the logits of pixels.
         shape: (C, H, W) of an image.
         num_classes: of the one-hot vector beside the latent one.
-        num_latents: size of a latent vector.
     """
 
-    state: State
+    nets: Networks
     shape: tuple[int, ...]
     num_classes: int
-    num_latents: int
-
-    def images(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """(R, B, pixels) in [0, 1] from (R, B, num_latents) latents and (R, B) labels."""
-        hot = one_hot(labels, self.num_classes)
-        return respond(self.state, torch.cat([latents, hot], -1)).sigmoid()
 
     def draw(self, labels: Tensor) -> Tensor:
-        """As `images`, from latents drawn with torch's generator."""
-        latents = torch.randn(*labels.shape, self.num_latents).to(labels.device)
-        return self.images(latents, labels)
+        """(R, B, pixels) in [0, 1] for (R, B) labels, from latents drawn with torch's generator."""
+        latents = torch.randn(*labels.shape, NUM_LATENTS).to(labels.device)
+        return stacked.forward(*self.nets, with_class(latents, labels, self.num_classes)).sigmoid()
 
     @torch.no_grad()
     def sample(self, labels: Tensor, seed: int = 0) -> Tensor:
@@ -63,7 +56,7 @@ class Generators(NamedTuple):
         Returns:
             (R, N, C, H, W) images in [0, 1].
         """
-        runs = len(next(iter(self.state.values())))
+        runs = len(next(iter(self.nets[1].values())))
         with seeding.seeded(seed):
             return self.draw(labels.expand(runs, -1)).unflatten(-1, self.shape)
 
@@ -73,13 +66,13 @@ class Trained(NamedTuple):
 
     Args:
         generators: R generators.
-        critics: R discriminators, stacked; private where their gradients were noised.
+        critics: R discriminators; private where their gradients were noised.
         trace: (T, R) mean score of real minus generated images, at T moments. It is computed from
             the images without noise, for the reader of this notebook: it is not private.
     """
 
     generators: Generators
-    critics: State
+    critics: Networks
     trace: Tensor
 
 
@@ -113,8 +106,6 @@ def train_dpgan(
     lr: float = 0.01,
     generator_lr: float = 0.02,
     hidden: Sequence[int] = (32,),
-    num_latents: int = 16,
-    batch_size: int = 64,
     subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
@@ -138,8 +129,6 @@ def train_dpgan(
         lr: learning rate of the discriminator.
         generator_lr: learning rate of the generator.
         hidden: widths of the discriminator's hidden layers; the generator has one of 64.
-        num_latents: size of a latent vector.
-        batch_size: generated images a step of the generator.
         subsets: (R, n) rows that each run trains on; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
@@ -154,7 +143,7 @@ def train_dpgan(
         Torkzadehmahani et al., DP-CGAN, CVPR workshops 2019; Bie et al., Private GANs, revisited,
         TMLR 2023, for `critic_steps`. Batches are Poisson, as the accountants assume.
     """
-    _check(images, labels, num_classes, sigmas, num_steps)
+    sigma, subsets = prepared(images, labels, num_classes, sigmas, num_steps, subsets)
     for name, given, known in (("pairing", pairing, PAIRINGS), ("loss", loss, LOSSES)):
         if given not in known:
             raise ValueError(f"unknown {name} {given!r}; {experiment.nearest(given, known)}")
@@ -163,19 +152,13 @@ def train_dpgan(
             f"sample_rate {sample_rate} must lie in (0, 1], clip {clip} above 0 and critic_steps "
             f"{critic_steps} at 1 or more"
         )
-    sigma = torch.as_tensor(sigmas, device=images.device)
     runs, scale = len(sigma), torch.where(sigma > 0, sigma * clip, 0.0)
     private = with_class(images.flatten(1), labels, num_classes)
-    subsets = own_rows(subsets, len(images), runs, images.device)
-    expected, logistic = sample_rate * subsets.shape[1], loss == "logistic"
+    expected, trace = sample_rate * subsets.shape[1], []
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, stepper = new_generators(
-            images, num_classes, runs, num_latents, generator_lr, logistic
-        )
-        critics = stack(private.shape[1], 1, hidden, runs, images.device)
-        weights, trace = list(critics.values()), []
-        update = optimizer(weights, lr, logistic)
-        steps = range(num_steps)
+        generators, improve = new_generators(images, num_classes, runs, generator_lr, loss)
+        critics = net, state = new(private.shape[1], 1, hidden, runs, images.device)
+        update, steps = updater(state, lr, loss), range(num_steps)
         for step in experiment.progress(steps, description) if description else steps:
             rows, taken = poisson_batches(subsets.shape[1], sample_rate, runs, images.device)
             rows = subsets.gather(1, rows)
@@ -184,84 +167,25 @@ def train_dpgan(
                 fakes = random_labels(num_classes, runs, max(1, round(expected)), images.device)
             with torch.no_grad():
                 fake = with_class(generators.draw(fakes), fakes, num_classes)
-                real, high = factors(critics, private[rows], push(loss, True))
-                made, low = factors(critics, fake, push(loss, False))
-                if pairing == "pairs":
-                    sums = release_all(clipped_sum([real, made], clip, taken), scale)
-                else:
-                    drawn = clipped_sum([made], clip, torch.ones_like(fakes, dtype=fake.dtype))
-                    noised = release_all(clipped_sum([real], clip, taken), scale)
-                    sums = [a + b for a, b in zip(noised, drawn, strict=True)]
-            for weight, total in zip(weights, sums, strict=True):
-                weight.grad = total / expected
-            update.step()
-            for weight in weights if weight_clip else ():
+            real, high = stacked.examples(net, state, private[rows], push(loss, True))
+            made, low = stacked.examples(net, state, fake, push(loss, False))
+            if pairing == "pairs":
+                sums = release_all(stacked.clipped_sum([real, made], clip, taken)[0], scale)
+            else:
+                drawn, _ = stacked.clipped_sum([made], clip, torch.ones_like(low[..., 0]))
+                noised = release_all(stacked.clipped_sum([real], clip, taken)[0], scale)
+                sums = [a + b for a, b in zip(noised, drawn.values(), strict=True)]
+            update([total / expected for total in sums])
+            for weight in state.values() if weight_clip else ():
                 weight.data.clamp_(-weight_clip, weight_clip)
             if step % max(1, num_steps // 50) == 0:
                 mean = (high[..., 0] * taken).sum(1) / taken.sum(1).clamp_min(1)
                 trace.append((mean - low[..., 0].mean(1)).cpu())
             if (step + 1) % critic_steps == 0:
-                step_generator(generators, stepper, critics, batch_size, loss)
-        check_finite(generators.state, generator_lr)
+                step_generators(generators, improve, critics, GENERATED, loss)
     return Trained(
-        frozen(generators), {k: v.detach() for k, v in critics.items()}, torch.stack(trace)
+        finished(generators, generator_lr), (net, stacked.detached(state)), torch.stack(trace)
     )
-
-
-def clipped_sum(parts: Sequence[Factors], clip: float, taken: Tensor) -> list[Tensor]:
-    """The sum over a batch of gradients, each clipped to a norm; no single gradient is formed.
-
-    An example's gradient of a weight is an outer product d a', that of a bias is d, so that inner
-    products of gradients are products of inner products.
-
-    Args:
-        parts: what adds up to an example's gradient, as `factors` gives it: one part, or a real
-            and a generated image.
-        clip: largest norm, over all parameters.
-        taken: (R, B) 1 for the examples that count, 0 for padding.
-
-    Returns:
-        For each layer the sums for weight (R, out, in) and bias (R, out).
-
-    Source:
-        Goodfellow, Efficient per-example gradient computations, 2015, for one part.
-    """
-    squares = torch.zeros_like(taken)
-    for i, one in enumerate(parts):
-        for j, other in enumerate(parts[: i + 1]):
-            for (d, a), (e, b) in zip(one, other, strict=True):
-                squares += (1 + (i > j)) * (d * e).sum(-1) * ((a * b).sum(-1) + 1)
-    scale = (taken * (clip / squares.clamp_min(1e-20).sqrt()).clamp_max(1)).unsqueeze(-1)
-    sums = []
-    for layer in zip(*parts, strict=True):
-        scaled = [((d * scale), a) for d, a in layer]
-        sums.append(sum(d.transpose(1, 2) @ a for d, a in scaled))
-        sums.append(sum(d.sum(1) for d, _ in scaled))
-    return sums
-
-
-def factors(state: State, x: Tensor, slope: Callable[[Tensor], Tensor]) -> tuple[Factors, Tensor]:
-    """Each example's gradient as a pair of vectors a layer, and the networks' answers.
-
-    Args:
-        state: R MLPs, stacked.
-        x: (R, B, inputs).
-        slope: from the answers (R, B, outputs) to the derivatives of each example's loss.
-
-    Returns:
-        For each layer d (R, B, out) and a (R, B, in); and the answers.
-    """
-    inputs, weights = [], layers(state)
-    for i, (weight, bias) in enumerate(weights):
-        x = x.relu() if i else x
-        inputs.append(x)
-        x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-    error, found = slope(x), []
-    for i in range(len(weights) - 1, -1, -1):
-        found.append((error, inputs[i]))
-        if i:
-            error = (error @ weights[i][0]) * (inputs[i] > 0)
-    return found[::-1], x
 
 
 def push(loss: str, real: bool) -> Callable[[Tensor], Tensor]:
@@ -288,66 +212,39 @@ def poisson_batches(num_records: int, rate: float, runs: int, device) -> tuple[T
     return rows, (coin < rate).float()
 
 
-def own_rows(subsets: Tensor | None, num_images: int, runs: int, device) -> Tensor:
-    """(R, n) rows of each run: these, or all of them."""
-    rows = torch.arange(num_images).expand(runs, -1) if subsets is None else subsets
-    if rows.ndim != 2 or len(rows) != runs or rows.dtype != torch.int64:
-        raise ValueError(f"subsets must be int64 rows, one line for each of {runs} runs")
-    return rows.to(device)
-
-
-def layers(state: State) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases of stacked MLPs, in order."""
-    names = sorted({int(name.split(".")[0]) for name in state})
-    return [(state[f"{i}.weight"], state[f"{i}.bias"]) for i in names]
-
-
-def respond(state: State, x: Tensor) -> Tensor:
-    """The answers of R stacked ReLU MLPs to (R, B, inputs)."""
-    for i, (weight, bias) in enumerate(layers(state)):
-        x = x.relu() if i else x
-        x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-    return x
-
-
-def stack(inputs: int, outputs: int, hidden: Sequence[int], runs: int, device) -> State:
-    """The stacked parameters of fresh MLPs, as leaves."""
+def new(inputs: int, outputs: int, hidden: Sequence[int], runs: int, device) -> Networks:
+    """Fresh ReLU MLPs."""
     nets = [models.mlp((inputs,), outputs, hidden).to(device) for _ in range(runs)]
-    return {
-        name: value.detach().clone().requires_grad_()
-        for name, value in stack_module_state(nets)[0].items()
-    }
+    return nets[0], stack_module_state(nets)[0]
 
 
-def new_generators(images, num_classes, runs, num_latents, lr, adam=True, hidden=(64,)):
+def new_generators(images, num_classes: int, runs: int, lr: float, loss: str = "logistic"):
     """R fresh generators of such images, and what steps them."""
-    pixels, device = math.prod(images.shape[1:]), images.device
-    state = stack(num_latents + num_classes, pixels, hidden, runs, device)
-    generators = Generators(state, tuple(images.shape[1:]), num_classes, num_latents)
-    return generators, optimizer(list(state.values()), lr, adam)
+    nets = new(NUM_LATENTS + num_classes, images[0].numel(), (64,), runs, images.device)
+    return Generators(nets, tuple(images.shape[1:]), num_classes), updater(nets[1], lr, loss)
 
 
-def optimizer(weights: list[Tensor], lr: float, adam: bool) -> torch.optim.Optimizer:
+def updater(state: stacked.State, lr: float, loss: str = "logistic") -> Callable:
     """Adam without momentum (with it these GANs collapse), or RMSProp as in Wasserstein GANs."""
-    if adam:
-        return torch.optim.Adam(weights, lr=lr, betas=(0.0, 0.999), fused=True)
-    return torch.optim.RMSprop(weights, lr=lr, foreach=True)
+    optimizer = "adam" if loss == "logistic" else "rmsprop"
+    return stacked.updater(list(state.values()), optimizer, lr, beta=0.0)
 
 
-def step_generator(generators, stepper, critics: State, batch_size: int, loss: str) -> None:
+def step_generators(
+    generators: Generators, improve: Callable, critics: Networks, batch_size: int, loss: str
+) -> None:
     """One step of all generators against their discriminators, on classes drawn uniformly."""
-    weight = next(iter(critics.values()))
-    labels = random_labels(generators.num_classes, len(weight), batch_size, weight.device)
+    (net, state), weights = critics, list(generators.nets[1].values())
+    labels = random_labels(generators.num_classes, len(weights[0]), batch_size, weights[0].device)
     fake = with_class(generators.draw(labels), labels, generators.num_classes)
-    score = respond({k: v.detach() for k, v in critics.items()}, fake)
+    score = stacked.forward(net, stacked.detached(state), fake)
     value = F.softplus(-score) if loss == "logistic" else -score
-    stepper.zero_grad()
-    (value.sum() / batch_size).backward()
-    stepper.step()
+    improve(torch.autograd.grad(value.sum() / batch_size, weights))
 
 
-def release_all(sums: list[Tensor], scale: Tensor) -> list[Tensor]:
+def release_all(sums: stacked.State, scale: Tensor) -> list[Tensor]:
     """`release` for the gradients of all parameters: one vector, one noise."""
+    sums = list(sums.values())
     flat = torch.cat([value.flatten(1) for value in sums], 1)
     parts = release(flat, scale).split([value[0].numel() for value in sums], 1)
     return [part.view_as(value) for part, value in zip(parts, sums, strict=True)]
@@ -368,18 +265,38 @@ def random_labels(num_classes: int, runs: int, num: int, device) -> Tensor:
     return torch.randint(num_classes, (runs, num)).to(device)
 
 
-def frozen(generators: Generators) -> Generators:
-    """The same generators, no longer trained."""
-    return generators._replace(state={k: v.detach() for k, v in generators.state.items()})
+def finished(generators: Generators, lr: float) -> Generators:
+    """The same generators, no longer trained.
+
+    Raises:
+        FloatingPointError: training has diverged.
+    """
+    net, state = generators.nets
+    training.check_finite(sum(value.detach().sum() for value in state.values()), lr)
+    return generators._replace(nets=(net, stacked.detached(state)))
 
 
-def check_finite(state: State, lr: float) -> None:
-    """Raises FloatingPointError where training has diverged."""
-    if not all(torch.isfinite(value).all() for value in state.values()):
-        raise FloatingPointError(f"training diverged; lower the learning rate from {lr}")
+def prepared(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    sigmas: Sequence[float],
+    num_steps: int,
+    subsets: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """What all trainings here take, checked: (R,) scales of noise, and (R, n) rows of each run.
 
+    Args:
+        images: (N, C, H, W).
+        labels: (N,).
+        num_classes: number of classes.
+        sigmas: R scales.
+        num_steps: steps or rounds.
+        subsets: (R, n) rows; None: all images for each run.
 
-def _check(images, labels, num_classes, sigmas, num_steps) -> None:
+    Raises:
+        ValueError: one of them cannot be.
+    """
     if images.ndim != 4 or len(images) != len(labels):
         raise ValueError(
             f"need (N, C, H, W) images with N labels, not {tuple(images.shape)} and {len(labels)}"
@@ -390,3 +307,8 @@ def _check(images, labels, num_classes, sigmas, num_steps) -> None:
         raise ValueError(f"sigmas must be noise multipliers of 0 or more, not {list(sigmas)}")
     if num_steps < 1:
         raise ValueError(f"num_steps must be 1 or more, not {num_steps}")
+    runs = len(sigmas)
+    rows = torch.arange(len(images)).expand(runs, -1) if subsets is None else subsets
+    if rows.ndim != 2 or len(rows) != runs or rows.dtype != torch.int64:
+        raise ValueError(f"subsets must be int64 rows, one line for each of {runs} runs")
+    return torch.as_tensor(sigmas, device=images.device), rows.to(images.device)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,8 +15,14 @@ from torch import Tensor
 
 from vplib import experiment, seeding, threads
 from vplib.defenses.dp_gan import dpgan
-from vplib.defenses.dp_gan.dpgan import Generators, State
+from vplib.defenses.dp_gan.dpgan import Generators, Networks
+from vplib.nets import stacked
 
+BATCH = 32  # generated images a step
+CRITIC_STEPS, WARM_UP = 2, 40  # steps of all critics for one of the generator, and before the first
+CLIP = 1.0  # largest norm of the gradient by an image; a Wasserstein critic's is about 1
+PENALTY = 10.0
+LR, GENERATOR_LR = 0.01, 0.02
 ORDERS = np.array([1.25, 1.5, 1.75, *range(2, 33), 40, 48, 64, 96, 128])
 
 
@@ -83,16 +89,8 @@ def train_gs_wgan(
     sigmas: Sequence[float],
     *,
     num_discriminators: int = 40,
-    num_steps: int = 150,
-    critic_steps: int = 2,
-    warm_up: int = 40,
-    clip: float = 1.0,
-    penalty: float = 10.0,
-    lr: float = 0.01,
-    generator_lr: float = 0.02,
+    num_steps: int,
     hidden: Sequence[int] = (32,),
-    num_latents: int = 16,
-    batch_size: int = 32,
     critic_batch: int = 8,
     subsets: Tensor | None = None,
     seed: int = 0,
@@ -104,19 +102,11 @@ def train_gs_wgan(
         images: (N, C, H, W) private images in [0, 1].
         labels: (N,) their classes.
         num_classes: number of classes; generated ones are drawn uniformly.
-        sigmas: R noise multipliers: the noise's standard deviation is 2 * clip * sigma, as two
-            clipped gradients can be 2 * clip apart.
+        sigmas: R noise multipliers: the noise's standard deviation is 2 * CLIP * sigma, as two
+            clipped gradients can be 2 * CLIP apart.
         num_discriminators: each image belongs to one of them, by a draw of its own.
-        num_steps: steps of the generator; each releases `batch_size` gradients.
-        critic_steps: steps of all discriminators between two of the generator.
-        warm_up: their steps before the first one of the generator.
-        clip: largest norm of the gradient by an image; a Wasserstein critic's is about 1.
-        penalty: weight of the gradient penalty.
-        lr: learning rate of the discriminators.
-        generator_lr: learning rate of the generator.
+        num_steps: steps of the generator; each releases `BATCH` gradients.
         hidden: widths of a discriminator's hidden layers.
-        num_latents: size of a latent vector.
-        batch_size: generated images a step.
         critic_batch: real images a discriminator and step.
         subsets: (R, n) rows that each run trains on; None: all images.
         seed: of everything random.
@@ -130,44 +120,36 @@ def train_gs_wgan(
         whole batch to one discriminator and accounts for it as if each image had drawn its own;
         here each image does.
     """
-    dpgan._check(images, labels, num_classes, sigmas, num_steps)
-    if num_discriminators < 1 or not clip > 0:
-        raise ValueError(
-            f"num_discriminators {num_discriminators} and clip {clip} must be positive"
-        )
-    sigma, runs = torch.as_tensor(sigmas, device=images.device), len(sigmas)
+    sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, num_steps, subsets)
+    if num_discriminators < 1:
+        raise ValueError(f"num_discriminators {num_discriminators} must be positive")
+    runs, device = len(sigma), images.device
     private = dpgan.with_class(images.flatten(1), labels, num_classes)
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, stepper = dpgan.new_generators(
-            images, num_classes, runs, num_latents, generator_lr
-        )
-        parts = runs * num_discriminators
-        critics = dpgan.stack(private.shape[1], 1, hidden, parts, images.device)
-        update = dpgan.optimizer(list(critics.values()), lr, True)
-        subsets = dpgan.own_rows(subsets, len(images), runs, images.device)
+        generators, improve = dpgan.new_generators(images, num_classes, runs, GENERATOR_LR)
+        weights = list(generators.nets[1].values())
+        critics = dpgan.new(private.shape[1], 1, hidden, runs * num_discriminators, device)
+        update = dpgan.updater(critics[1], LR)
         rows, sizes = partition(subsets, num_discriminators)
         steps = range(num_steps)
         for step in experiment.progress(steps, description) if description else steps:
-            for _ in range(critic_steps + (warm_up if step == 0 else 0)):
+            for _ in range(CRITIC_STEPS + (WARM_UP if step == 0 else 0)):
                 some = draw_own(rows, sizes, critic_batch)
-                step_critics(critics, update, generators, private[some], sizes > 0, penalty)
-            classes = dpgan.random_labels(num_classes, runs, batch_size, images.device)
+                step_critics(critics, update, generators, private[some], sizes > 0)
+            classes = dpgan.random_labels(num_classes, runs, BATCH, device)
             fake = generators.draw(classes)
-            chosen = torch.randint(num_discriminators, classes.shape).to(images.device)
-            slope = upstream(critics, fake.detach(), classes, num_classes, chosen, clip)
-            noised = dpgan.release(slope, 2 * clip * sigma)
-            stepper.zero_grad()
-            fake.backward(noised / batch_size)
-            stepper.step()
-        dpgan.check_finite(generators.state, generator_lr)
-    return dpgan.frozen(generators)
+            chosen = torch.randint(num_discriminators, classes.shape).to(device)
+            slope = upstream(critics, fake.detach(), classes, num_classes, chosen, CLIP)
+            noised = dpgan.release(slope, 2 * CLIP * sigma)
+            improve(torch.autograd.grad(fake, weights, noised / BATCH))
+    return dpgan.finished(generators, GENERATOR_LR)
 
 
-def upstream(critics: State, fake, classes, num_classes: int, chosen, clip: float) -> Tensor:
+def upstream(critics: Networks, fake, classes, num_classes: int, chosen, clip: float) -> Tensor:
     """The clipped gradients that generated images receive, each from its own discriminator.
 
     Args:
-        critics: R * K discriminators, stacked.
+        critics: R * K discriminators.
         fake: (R, B, pixels) generated images.
         classes: (R, B) their classes.
         num_classes: number of classes.
@@ -177,27 +159,26 @@ def upstream(critics: State, fake, classes, num_classes: int, chosen, clip: floa
     Returns:
         (R, B, pixels) gradients of minus the score.
     """
-    runs, pixels = len(fake), fake.shape[-1]
-    many = len(next(iter(critics.values()))) // runs
+    (net, state), runs, pixels = critics, len(fake), fake.shape[-1]
+    many = len(state["1.weight"]) // runs
     index = (chosen + many * torch.arange(runs, device=chosen.device)[:, None]).flatten()
-    own = {name: value.detach()[index] for name, value in critics.items()}
+    own = {name: value.detach()[index] for name, value in state.items()}
     x = dpgan.with_class(fake, classes, num_classes).flatten(0, 1).unsqueeze(1)
-    pairs, _ = dpgan.factors(own, x, lambda z: -torch.ones_like(z))
-    slope = (pairs[0][0] @ own["1.weight"])[:, 0, :pixels]
+    found, _ = stacked.examples(net, own, x, lambda z: -torch.ones_like(z))
+    slope = (found["1.bias"] @ own["1.weight"])[:, 0, :pixels]
     norm = slope.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     return (slope * (clip / norm).clamp_max(1)).view(fake.shape)
 
 
-def step_critics(critics: State, update, generators, real, present, penalty: float) -> None:
+def step_critics(critics: Networks, update: Callable, generators: Generators, real, present):
     """One step of every discriminator on its own real images and generated ones of their classes.
 
     Args:
-        critics: R * K discriminators, stacked.
-        update: their optimizer.
+        critics: R * K discriminators.
+        update: steps them.
         generators: R generators.
         real: (R, K, B, pixels + classes) private images with their classes.
         present: (R, K) whether a discriminator has an image at all.
-        penalty: weight of the gradient penalty.
 
     Source:
         Gulrajani et al., Improved training of Wasserstein GANs, NeurIPS 2017, equation 3.
@@ -210,13 +191,12 @@ def step_critics(critics: State, update, generators, real, present, penalty: flo
     real, fake = real.flatten(0, 1), fake.flatten(0, 1)
     mix = torch.rand(*real.shape[:2], 1).to(real)
     between = (mix * real + (1 - mix) * fake).requires_grad_()
-    gap = dpgan.respond(critics, fake).mean(1) - dpgan.respond(critics, real).mean(1)
-    score = dpgan.respond(critics, between)
+    gap = stacked.forward(*critics, fake).mean(1) - stacked.forward(*critics, real).mean(1)
+    score = stacked.forward(*critics, between)
     (slope,) = torch.autograd.grad(score.sum(), between, create_graph=True)
     steep = ((slope[..., :pixels].norm(dim=-1) - 1) ** 2).mean(1)
-    update.zero_grad()
-    ((gap.squeeze(-1) + penalty * steep) * present.flatten()).sum().backward()
-    update.step()
+    loss = ((gap.squeeze(-1) + PENALTY * steep) * present.flatten()).sum()
+    update(torch.autograd.grad(loss, list(critics[1].values())))
 
 
 def partition(subsets: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import binom
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 
 from vplib import seeding
-from vplib.nets import training
+from vplib.nets import stacked, training
 
 Step = Callable[[Tensor, torch.Generator], Tensor]
+CONFIDENCE = 0.999  # that the true epsilon is no smaller than the bound
+SIZE = 1000.0  # norm of a canary's gradient before any clipping
 
 
 def p_value(correct: int, num_guesses: int, num_canaries: int, epsilon: float, delta: float):
@@ -41,17 +41,14 @@ def p_value(correct: int, num_guesses: int, num_canaries: int, epsilon: float, d
     return min(1.0, float(tail + 2 * num_canaries * delta * worst))
 
 
-def lower_bound(
-    correct: int, num_guesses: int, num_canaries: int, delta: float, confidence: float = 0.999
-) -> float:
-    """The largest epsilon that so many right guesses refute.
+def lower_bound(correct: int, num_guesses: int, num_canaries: int, delta: float) -> float:
+    """The largest epsilon that so many right guesses refute, with confidence `CONFIDENCE`.
 
     Args:
         correct: right guesses.
         num_guesses: guesses made, a number fixed before the run.
         num_canaries: canaries with a coin each.
         delta: of the guarantee.
-        confidence: that the true epsilon is no smaller.
 
     Returns:
         The lower bound; 0 if nothing is refuted.
@@ -66,11 +63,11 @@ def lower_bound(
         raise ValueError(
             f"need correct <= guesses <= canaries, not {correct}, {num_guesses}, {num_canaries}"
         )
-    if not 0 < confidence < 1 or not 0 <= delta < 1:
-        raise ValueError(f"confidence {confidence} and delta {delta} must be probabilities")
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta must be a probability, not {delta}")
 
     def refuted(epsilon):
-        return p_value(correct, num_guesses, num_canaries, epsilon, delta) <= 1 - confidence
+        return p_value(correct, num_guesses, num_canaries, epsilon, delta) <= 1 - CONFIDENCE
 
     if not refuted(0.0):
         return 0.0
@@ -109,12 +106,11 @@ def run_with_canaries(
     num_steps: int,
     lr: float,
     clip: float,
-    size: float = 1000.0,
     seed: int = 0,
 ) -> Tensor:
     """One training run with canaries in gradient space, as its releases show it.
 
-    Canary i has a gradient of its own choice: `size` in one coordinate that no other canary uses.
+    Canary i has a gradient of its own choice: `SIZE` in one coordinate that no other canary uses.
     Records and included canaries are drawn alike, by Poisson sampling.
 
     Args:
@@ -129,7 +125,6 @@ def run_with_canaries(
         lr: learning rate, for sums divided by the expected batch size.
         clip: norm that the code claims to clip to; the auditor, who knows the records and every
             iterate, subtracts what the records are expected to add.
-        size: norm of a canary's gradient before any clipping.
         seed: decides the model, batches, noise, and the canaries' coordinates.
 
     Returns:
@@ -153,22 +148,18 @@ def run_with_canaries(
     where = torch.randperm(num_parameters, generator=draws)[: len(included)]
     held = where[included]
     expected = sample_rate * (len(images) + len(held))
-    base = net.to("meta")
-
-    def loss(state, x, y):
-        return F.cross_entropy(functional_call(base, state, (x[None],)), y[None])
-
-    per_example = vmap(grad(loss), in_dims=(None, 0, 0))
+    per_example = stacked.per_example(net)
     released = torch.empty(num_steps, len(included))
     for t in range(num_steps):
-        found = per_example(state, images, labels)
-        records = torch.cat([g.flatten(1) for g in found.values()], 1)
+        one = {name: value[None] for name, value in state.items()}
+        found = per_example(one, images[None], labels[None])
+        records = torch.cat([g[0].flatten(1) for g in found.values()], 1)
         weights = (clip / records.norm(dim=1)).clamp(max=1)
         known = sample_rate * (weights @ records)
         records = records[torch.rand(len(images), generator=draws) < sample_rate]
         some = held[torch.rand(len(held), generator=draws) < sample_rate]
         canaries = torch.zeros(len(some), num_parameters)
-        canaries[torch.arange(len(some)), some] = size
+        canaries[torch.arange(len(some)), some] = SIZE
         gradients = torch.cat([records, canaries])
         total = step(gradients, draws)
         released[t] = (total - known)[where]

@@ -9,16 +9,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import stack_module_state
 
 from vplib import experiment, seeding, threads
 from vplib.nets import stacked, training
 from vplib.privacy import accounting
 
-State = dict[str, Tensor]
+State = stacked.State
 Sums = Callable[[State, Tensor, Tensor, Tensor, Tensor], tuple[State, Tensor]]
 
 
@@ -36,28 +35,25 @@ class Private(NamedTuple):
     histories: list[list]
     sampling: str
 
-    def statement(
-        self, k: int, delta: float, accountant: str = "rdp", note: str = ""
-    ) -> accounting.Statement:
+    def statement(self, k: int, delta: float, note: str = "") -> accounting.Statement:
         """The guarantee of the k-th model, by the accounting that fits how batches were drawn.
 
         Args:
             k: which model.
             delta: of the guarantee.
-            accountant: for Poisson sampling; reshuffled batches have one of their own.
             note: what is not accounted for, such as tuning.
         """
         if self.sampling == "reshuffle":
             return replace(accounting.zcdp_reshuffled(self.histories[k], delta), note=note)
-        return accounting.state(self.histories[k], delta, accountant, note)
+        return accounting.state(self.histories[k], delta, note)
 
 
 def clipped_sums(net: nn.Module) -> Sums:
     """Sums of clipped per-example gradients for K models like this one.
 
-    In an MLP the gradient of a linear layer is an outer product, so its norm and the clipped sum
-    need no per-example gradient in memory (ghost clipping); other models go through vmap, which on
-    a CPU is slower than Opacus one model after another (tests/benchmarks).
+    In an MLP no per-example gradient is in memory, in a small CNN those of convolutions are; models
+    with other layers go through vmap, which on a CPU is slower than Opacus one model after another
+    (tests/benchmarks).
 
     Args:
         net: one such model.
@@ -68,62 +64,14 @@ def clipped_sums(net: nn.Module) -> Sums:
         unclipped norms.
 
     Source:
-        Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1; Goodfellow,
-        arXiv:1510.01799 (norms); Li et al., ICLR 2022 (ghost clipping).
+        Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1.
     """
-    layers = list(net) if type(net) is nn.Sequential else []
-    if layers and all(isinstance(m, nn.Linear | nn.Flatten | nn.ReLU | nn.Tanh) for m in layers):
-        return lambda *arguments: _ghost_sums(layers, *arguments)
-    base = net.to("meta")
-
-    def loss(state, x, y):
-        return F.cross_entropy(functional_call(base, state, (x[None],)), y[None])
-
-    per_example = vmap(vmap(grad(loss), in_dims=(None, 0, 0)))
+    gradients = stacked.examples_of(net)
 
     def sums(state, x, y, weights, clip):
-        found = per_example({name: value.detach() for name, value in state.items()}, x, y)
-        norms = sum(g.flatten(2).square().sum(2) for g in found.values()).sqrt()
-        factors = weights * _factors(norms, clip)
-        return {
-            name: torch.einsum("kb...,kb->k...", g, factors) for name, g in found.items()
-        }, norms
+        return stacked.clipped_sum([gradients(state, x, y)], clip, weights)
 
     return sums
-
-
-def _ghost_sums(layers, state, x, y, weights, clip):
-    """The clipped sums of an MLP from layer inputs and the errors at layer outputs."""
-    inputs, outputs = {}, {}
-    with torch.enable_grad():
-        for i, layer in enumerate(layers):
-            if isinstance(layer, nn.Flatten):
-                x = x.flatten(2)
-            elif isinstance(layer, nn.Linear):
-                inputs[i] = x.detach()
-                weight, bias = state[f"{i}.weight"].detach(), state.get(f"{i}.bias")
-                x = x @ weight.transpose(1, 2) + (0 if bias is None else bias.detach()[:, None])
-                outputs[i] = x if x.requires_grad else x.requires_grad_()
-            else:
-                x = layer(x)
-        loss = F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum")
-        errors = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
-    squares = 0
-    for i, error in errors.items():
-        ones = 0 if f"{i}.bias" not in state else 1  # the bias is one more input that is always 1
-        squares = squares + error.square().sum(2) * (inputs[i].square().sum(2) + ones)
-    norms = squares.sqrt()
-    factors = (weights * _factors(norms, clip))[..., None]
-    found = {}
-    for i, error in errors.items():
-        error = error * factors
-        found[f"{i}.weight"] = error.transpose(1, 2) @ inputs[i]
-        found[f"{i}.bias"] = error.sum(1)
-    return {name: found[name] for name in state}, norms
-
-
-def _factors(norms: Tensor, clip: Tensor) -> Tensor:
-    return (clip[:, None] / norms.clamp_min(1e-12)).clamp(max=1)
 
 
 def train_private(
@@ -137,7 +85,6 @@ def train_private(
     num_steps: int,
     clip: float | Tensor = 1.0,
     lr: float = 0.5,
-    momentum: float = 0.0,
     optimizer: str = "sgd",
     sampling: str = "poisson",
     seed: int = 0,
@@ -160,7 +107,6 @@ def train_private(
         num_steps: steps.
         clip: norm that each example's gradient is clipped to: a number or one a model, (K,).
         lr: learning rate.
-        momentum: of SGD.
         optimizer: "sgd" or "adam".
         sampling: "poisson", or "reshuffle": each epoch cuts a new order into batches of equal size.
         seed: decides initializations, batches and noise.
@@ -190,8 +136,8 @@ def train_private(
     for some in torch.arange(num_models).split(chunk):
         seeds = [seeding.derive(seed, int(k)) for k in some]
         nets = [seeding.initialized(build, s).to(images.device) for s in seeds]
-        state = {n: v.detach().clone() for n, v in stack_module_state(nets)[0].items()}
-        update = stacked.updater(list(state.values()), optimizer, lr, momentum, 0.0)
+        state = stacked.detached(stack_module_state(nets)[0])
+        update = stacked.updater(list(state.values()), optimizer, lr)
         draws = [torch.Generator().manual_seed(seeding.derive(s, "batches")) for s in seeds]
         noise = [
             torch.Generator(images.device).manual_seed(seeding.derive(s, "noise")) for s in seeds
@@ -231,7 +177,8 @@ def check_trainable(model: nn.Module) -> None:
         model: to be trained with DP-SGD.
 
     Raises:
-        ValueError: it has batch norm or another layer that Opacus' validator refuses.
+        ValueError: it has batch norm or another layer that Opacus' validator refuses, or cannot be
+            stacked.
     """
     errors = ModuleValidator.validate(model, strict=False)
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
@@ -241,6 +188,11 @@ def check_trainable(model: nn.Module) -> None:
         )
     if errors:
         raise ValueError(f"this model cannot be trained with DP-SGD: {errors[0]}")
+    if stacked.forward_of(model) is None:
+        raise ValueError(
+            "models with buffers, dropout or frozen weights cannot be stacked, which is how DP-SGD "
+            "trains them here; take a model without"
+        )
 
 
 def _poisson(num_records, rates, num_steps, generators):

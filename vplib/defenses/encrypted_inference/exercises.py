@@ -2,6 +2,8 @@
 
 import math
 
+from vplib.exercises import judge
+
 
 def solve_square(c0, c1, p):
     """(c0 + c1 s)^2, coefficient by coefficient: no key is needed, the degree in s doubles."""
@@ -10,25 +12,26 @@ def solve_square(c0, c1, p):
 
 def check_square(attempt) -> str | None:
     """Checks the three residues, on numbers whose products exceed the prime."""
-    p, c0, c1, s = 66011137, 51234567, 60000001, 12345
-    found = attempt(c0, c1, p)
-    if found is None:
-        return None
-    found = [int(v) for v in found]
-    if len(found) == 2:
-        return "a square of c0 + c1 s has three coefficients: those of 1, s and s^2"
-    if len(found) != 3:
-        return f"give three residues, not {len(found)}"
-    if tuple(found) == solve_square(c0, c1, p):
-        right = sum(v * s**i for i, v in enumerate(found)) % p == (c0 + c1 * s) ** 2 % p
-        return "right: whoever knows s reads the square of the message" if right else None
-    if tuple(v % p for v in found) == solve_square(c0, c1, p):
-        return "nearly, up to the reduction: take each coefficient mod p, or it outgrows the lane"
-    if found[1] % p == c0 * c1 % p:
-        return "the middle coefficient counts twice: c0 c1 s and c1 s c0"
-    if found[1] % p == 0:
-        return "a square of a sum is not the sum of squares: the coefficient of s is missing"
-    return "multiply out (c0 + c1 s)(c0 + c1 s), and take each coefficient mod p"
+    p, c0, c1 = 66011137, 51234567, 60000001
+    right = solve_square(c0, c1, p)
+    mistakes = {
+        "a square of c0 + c1 s has three coefficients: those of 1, s and s^2": (
+            c0 * c0 % p,
+            c1 * c1 % p,
+        ),
+        "take each coefficient mod p, or it outgrows the lane": (
+            lambda found: tuple(int(v) % p for v in found) == right
+        ),
+        "the middle coefficient counts twice: c0 c1 s and c1 s c0": (
+            lambda found: int(found[1]) % p == c0 * c1 % p
+        ),
+        "a square of a sum is not the sum of squares: the coefficient of s is missing": (
+            lambda found: int(found[1]) % p == 0
+        ),
+    }
+    why = "whoever knows s reads the square of the message"
+    hint = "multiply out (c0 + c1 s)(c0 + c1 s) to three coefficients, and take each mod p"
+    return judge(attempt(c0, c1, p), right, why, mistakes, hint)
 
 
 def solve_bits(input_bits, conv_bits, fc1_bits, fc2_bits, largest):
@@ -39,22 +42,18 @@ def solve_bits(input_bits, conv_bits, fc1_bits, fc2_bits, largest):
 def check_bits(attempt) -> str | None:
     """Checks the budget on numbers that tell the usual mistakes apart."""
     given = 20, 10, 12, 9, 64.0
-    value = attempt(*given)
-    if value is None:
-        return None
-    near = lambda other: abs(float(value) - other) < 1e-6  # noqa: E731
     right = solve_bits(*given)
-    if near(right):
-        return "right: two squares, so what enters first counts four times"
-    if near(right - 1):
-        return "the sign needs a bit too: results lie between -q/2 and q/2"
-    if near(right - 6) or near(right - 6 + 64):
-        return "take the logarithm of the largest logit: a factor of 64 costs 6 bits"
-    if near(sum(given[:4]) + 7):
-        return "a square doubles the bits of its input's scale; there are two of them"
-    if near(2 * (20 + 10) + 12 + 9 + 7):
-        return "there are two squares: the second doubles what the first one doubled"
-    return "follow the scale: (2^input * 2^conv)^2, times 2^fc1, squared, times 2^fc2"
+    unlogged = "take the logarithm of the largest logit: a factor of 64 costs 6 bits"
+    one_square = "there are two squares: the second doubles what the first one doubled"
+    mistakes = {
+        "the sign needs a bit too: results lie between -q/2 and q/2": right - 1,
+        unlogged: lambda value: float(value) in (right - 6, right - 6 + 64),
+        "a square doubles the bits of its input's scale; there are two": sum(given[:4]) + 7,
+        one_square: 2 * (20 + 10) + 12 + 9 + 7,
+    }
+    why = "two squares, so what enters first counts four times"
+    hint = "follow the scale: (2^input * 2^conv)^2, times 2^fc1, squared, times 2^fc2"
+    return judge(attempt(*given), right, why, mistakes, hint)
 
 
 def solve_merge(a, b, c):
@@ -65,17 +64,17 @@ def solve_merge(a, b, c):
 
 
 def check_merge(attempt) -> str | None:
-    """Checks the completed square at several points."""
-    for a, b, c in ((4.0, 2.0, 1.0), (0.25, -0.5, 0.0), (2.0, 3.0, -1.0)):
-        found = attempt(a, b, c)
-        if found is None:
-            return None
-        scale, shift, rest = (float(v) for v in found)
-        miss = [(scale * z + shift) ** 2 + rest - (a * z * z + b * z + c) for z in (-1.0, 0.0, 2.0)]
-        if max(map(abs, miss)) > 1e-9:
-            if abs(scale - a) < 1e-9:
-                return "the scale is squared too: it is the root of a"
-            if max(miss) - min(miss) < 1e-9:
-                return "scale and shift are right; the rest must take back the square of the shift"
-            return "complete the square: a z^2 + b z = (scale z + b / (2 scale))^2 - ..., at all z"
-    return "right: scale and shift go into the layer before, the rest into the bias after"
+    """Checks the completed squares by multiplying them out."""
+    polynomials = [(4.0, 2.0, 1.0), (0.25, -0.5, 0.0), (2.0, 3.0, -1.0)]
+    found = [attempt(*polynomial) for polynomial in polynomials]
+    if None in found:
+        return None
+    found = [(scale**2, 2 * scale * shift, shift**2 + rest) for scale, shift, rest in found]
+    unrested = "scale and shift are right; the rest must take back the square of the shift"
+    mistakes = {
+        "the scale is squared too: it is the root of a": lambda found: found[0][0] == 4.0**2,
+        unrested: lambda found: math.isclose(found[0][0], 4) and math.isclose(found[0][1], 2),
+    }
+    why = "scale and shift go into the layer before, the rest into the bias after"
+    hint = "complete the square: a z^2 + b z = (scale z + b / (2 scale))^2 - ..., at all z"
+    return judge(found, polynomials, why, mistakes, hint, tolerance=1e-9)

@@ -17,7 +17,8 @@ from vplib.defenses.encrypted_inference.messages import MessageError, Parameters
 
 import tenseal  # isort: skip  (encrypted_messages says what to do where it is missing)
 
-# The first prime holds the logits, whose bound is far above what real images reach.
+# Six products need five primes between the outer two. The first prime holds the logits, whose
+# bound is far above what real images reach.
 PARAMETERS = Parameters(8192, (44, 26, 26, 26, 26, 26, 44), 26)
 
 
@@ -67,22 +68,15 @@ class TensorServer:
         network: in floats.
         session_key: of the HMAC, shared with the client.
         known: an image of the server's, (H, W) in [0, 1], whose answer the offer promises.
-        parameters: of the encryption; six products need five primes between the outer two.
 
     Raises:
         OverBudget: the first prime leaves the logits too little room for their fraction.
     """
 
-    form = "tensor"
+    form, parameters = "tensor", PARAMETERS
 
-    def __init__(
-        self,
-        network: networks.SquareNetwork,
-        session_key: bytes,
-        known: np.ndarray,
-        parameters: Parameters = PARAMETERS,
-    ):
-        self.session_key, self.parameters = session_key, parameters
+    def __init__(self, network: networks.SquareNetwork, session_key: bytes, known: np.ndarray):
+        self.session_key, parameters = session_key, self.parameters
         room = parameters.coeff_bits[0] - 1 - parameters.scale_bits
         self.factor = 2.0 ** np.floor(room - np.log2(network.logit_bound()))
         if self.factor < 2.0**-5:  # measured: noise is some 2^-8 of the last scale
@@ -102,7 +96,7 @@ class TensorServer:
             for (weight, bias), repair in zip(network.layers(), repairs, strict=True)
         ]
         layers[2] = layers[2][0], layers[2][1] * self.factor
-        self.scaled, self._contexts = network.with_layers(layers), {}
+        self.scaled, self.keys = network.with_layers(layers), {}
         # Measured, 20 networks: at most 0.4 % of the largest logit, 0.1 % for most.
         self.tolerance = 0.01 * np.abs(network.logits(self.known)).max() + 0.5 / self.factor
 
@@ -119,41 +113,27 @@ class TensorServer:
         Raises:
             MessageError: it is not of this server's, holds a secret key, or comes before the keys.
         """
-        header, body = messages.unpack_message(
-            self.session_key, message, ("keys", "request"), form=self.form,
-            parameters=self.parameters.id,
-        )  # fmt: skip
-        about = dict(form=self.form, parameters=self.parameters.id, key=header["key"])
-        if header["kind"] == "keys":
-            context = tenseal.context_from(bytes(body), n_threads=1)
-            if context.is_private():
-                raise MessageError("the keys hold the secret key, which must stay with the client")
-            self._contexts = {header["key"]: context}
-            return messages.pack_message(self.session_key, "ready", **about)
-        if header["key"] not in self._contexts:
-            raise MessageError("no evaluation keys of this client: send client.keys() first")
-        x = tenseal.ckks_tensor_from(self._contexts[header["key"]], bytes(body))
-        found = evaluate(x, self.scaled).serialize()
-        return messages.pack_message(
-            self.session_key, "answer", found, nonce=header["nonce"], **about
-        )
+        return messages.answer_under_keys(self, message)
+
+    def read_keys(self, header: dict, body):
+        """TenSEAL's context with the keys of a client."""
+        context = tenseal.context_from(bytes(body), n_threads=1)
+        if context.is_private():
+            raise MessageError("the keys hold the secret key, which must stay with the client")
+        return context
+
+    def evaluate(self, keys, header: dict, body) -> bytes:
+        """The bytes of encrypted logits, of a request's."""
+        return evaluate(tenseal.ckks_tensor_from(keys, bytes(body)), self.scaled).serialize()
 
 
-class TensorClient:
-    """Holds the secret key in a TenSEAL context; encrypts a batch, decrypts the answer.
+class TensorClient(messages.Client):
+    """Holds the secret key in a TenSEAL context; encrypts a batch, decrypts the answer."""
 
-    Args:
-        offer: the server's, as bytes.
-        session_key: of the HMAC, shared with the server.
-
-    Raises:
-        MessageError: the offer is not of this session or form.
-    """
+    form = TensorServer.form
 
     def __init__(self, offer: bytes, session_key: bytes):
-        self.offer = messages.Offer(session_key, offer, TensorServer.form)
-        self.session_key = session_key
-        self.parameters = self.offer.parameters
+        super().__init__(offer, session_key)
         self.batch_size = self.parameters.slots - 1  # one slot holds the known-answer image
         self._context = tenseal.context(
             tenseal.SCHEME_TYPE.CKKS,
@@ -163,15 +143,12 @@ class TensorClient:
         )
         self._context.global_scale = 2.0**self.parameters.scale_bits
         self._context.generate_relin_keys()
-        self.key_id, self._count, self._nonce = secrets.token_hex(8), 0, ""
-
-    def _about(self) -> dict:
-        return dict(form="tensor", parameters=self.parameters.id, key=self.key_id)
+        self._count = 0
 
     def keys(self) -> bytes:
         """What the server needs to multiply: relinearization keys, without the secret key."""
         public = self._context.serialize(save_secret_key=False, save_galois_keys=False)
-        return messages.pack_message(self.session_key, "keys", public, **self._about())
+        return messages.pack_message(self.session_key, "keys", public, **self.about())
 
     def check(self, ask) -> None:
         """Nothing to ask: the known-answer image has a slot in each request."""
@@ -186,11 +163,11 @@ class TensorClient:
             ValueError: the images are not as above.
         """
         images = messages.check_images(images, self.offer.image_size, self.batch_size)
-        self._count, self._nonce = len(images), secrets.token_hex(16)
+        self._count, self.nonce = len(images), secrets.token_hex(16)
         batch = phases(np.concatenate([images, self.offer.known_image[None]]), self.offer.layout)
         x = tenseal.ckks_tensor(self._context, batch.tolist(), batch=True)
         yield messages.pack_message(
-            self.session_key, "request", x.serialize(), nonce=self._nonce, **self._about()
+            self.session_key, "request", x.serialize(), nonce=self.nonce, **self.about()
         )
 
     def decrypt(self, answers: Iterable[bytes]) -> np.ndarray:
@@ -205,7 +182,7 @@ class TensorClient:
         """
         (message,) = answers
         _, body = messages.unpack_message(
-            self.session_key, message, "answer", nonce=self._nonce, **self._about()
+            self.session_key, message, "answer", nonce=self.nonce, **self.about()
         )
         found = tenseal.ckks_tensor_from(self._context, bytes(body)).decrypt()
         found = np.array(found.tolist())[: self._count + 1, 0] / self.offer.scale
@@ -270,30 +247,6 @@ def connect(offer: bytes, session_key: bytes):
     from vplib.defenses.encrypted_inference import lanes as encrypted_lanes
     from vplib.defenses.encrypted_inference import taps as encrypted_taps
 
-    clients = {
-        "tensor": TensorClient, "lanes": encrypted_lanes.LaneClient,
-        "taps": encrypted_taps.TapClient,
-    }  # fmt: skip
-    return clients[messages.Offer(session_key, offer).form](offer, session_key)
-
-
-def random_network(seed: int = 0, image_size: int = 7, **sizes: int) -> networks.SquareNetwork:
-    """An untrained network, for checks and timings.
-
-    Args:
-        seed: of its weights.
-        image_size: in pixels.
-        **sizes: maps, kernel, hidden, classes, stride, padding.
-    """
-    rng, n = np.random.default_rng(seed), dict(maps=2, kernel=5, hidden=8, classes=3) | sizes
-    shape = {name: n.pop(name) for name in ("stride", "padding") if name in n}
-    kernel = rng.normal(size=(n["maps"], n["kernel"], n["kernel"])) / n["kernel"]
-    width = (image_size + 2 * shape.get("padding", 1) - n["kernel"]) // shape.get("stride", 2) + 1
-    fan = n["maps"] * width**2
-    made = networks.SquareNetwork(
-        kernel, 0.1 * rng.normal(size=n["maps"]),
-        rng.normal(size=(n["hidden"], fan)) / np.sqrt(fan), 0.1 * rng.normal(size=n["hidden"]),
-        rng.normal(size=(n["classes"], n["hidden"])) / np.sqrt(n["hidden"]),
-        0.1 * rng.normal(size=n["classes"]), image_size=image_size, **shape,
-    )  # fmt: skip
-    return made
+    form = messages.Offer(session_key, offer).form
+    clients = TensorClient, encrypted_lanes.LaneClient, encrypted_taps.TapClient
+    return next(client for client in clients if client.form == form)(offer, session_key)

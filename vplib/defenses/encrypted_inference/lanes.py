@@ -20,7 +20,7 @@ import numpy as np
 import zstandard
 from tenseal import sealapi
 
-from vplib import experiment
+from vplib import experiment, threads
 from vplib.defenses.encrypted_inference import messages
 from vplib.defenses.encrypted_inference import network as networks
 from vplib.defenses.encrypted_inference.messages import MessageError, Parameters
@@ -123,6 +123,7 @@ class LaneServer:
         inside = slice(net.padding, net.padding + net.image_size)
         return np.ascontiguousarray(band[..., inside]).reshape(count * net.width, k, -1)
 
+    @threads.one_thread()
     def answer(self, message: bytes) -> bytes:
         """The answer to one lane's request.
 
@@ -175,29 +176,21 @@ class LaneServer:
         return reduce(y, p)
 
 
-class LaneClient:
-    """Holds the secret key; encrypts batches into requests, one a lane, and decrypts answers.
+class LaneClient(messages.Client):
+    """Holds the secret key; encrypts batches into requests, one a lane, and decrypts answers."""
 
-    Args:
-        offer: the server's, as bytes.
-        session_key: of the HMAC, shared with the server.
-
-    Raises:
-        MessageError: the offer is not of this session or form.
-    """
+    form = LaneServer.form
 
     def __init__(self, offer: bytes, session_key: bytes):
-        self.offer = messages.Offer(session_key, offer, LaneServer.form)
-        self.session_key = session_key
-        self.parameters = self.offer.parameters
+        super().__init__(offer, session_key)
         self.batch_size = self.parameters.slots - 1  # one slot holds the known-answer image
         self._context, primes = self.parameters.seal_context()
-        self.primes, self.key_id = primes[:-1], secrets.token_hex(8)
+        self.primes = primes[:-1]
         key = sealapi.KeyGenerator(self._context).secret_key()
         self._encryptor = sealapi.Encryptor(self._context, key)
         self._decryptor = sealapi.Decryptor(self._context, key)
         self._encoder = sealapi.CKKSEncoder(self._context)
-        self._head, self._count, self._nonce = b"", 0, ""
+        self._head, self._count = b"", 0
 
     def encrypt(self, images) -> Iterator[bytes]:
         """Requests for up to `batch_size` images, one for each prime.
@@ -211,8 +204,8 @@ class LaneClient:
         images = messages.check_images(images, self.offer.image_size, self.batch_size)
         columns = np.concatenate([images, self.offer.known_image[None]])
         columns = np.ascontiguousarray(columns.reshape(len(columns), -1).T)
-        self._count, self._nonce = len(images), secrets.token_hex(16)
-        return self._requests(columns, self._nonce)
+        self._count, self.nonce = len(images), secrets.token_hex(16)
+        return self._requests(columns, self.nonce)
 
     def _requests(self, columns: np.ndarray, nonce: str) -> Iterator[bytes]:
         blocks = self.parameters.poly_modulus_degree // CHUNK
@@ -223,8 +216,8 @@ class LaneClient:
                 lanes[:, :, i] = found.reshape(*found.shape[:2], blocks, CHUNK).swapaxes(1, 2)
         for part, lane in enumerate(lanes):
             yield messages.pack_message(
-                self.session_key, "request", lane, form=LaneServer.form, key=self.key_id,
-                parameters=self.parameters.id, nonce=nonce, part=part, parts=len(self.primes),
+                self.session_key, "request", lane, nonce=nonce, part=part, parts=len(self.primes),
+                **self.about(),
             )  # fmt: skip
 
     def encrypt_slots(self, values: np.ndarray, path: Path) -> np.ndarray:
@@ -258,9 +251,8 @@ class LaneClient:
         lanes = {}
         for message in answers:
             header, lane = messages.unpack_message(
-                self.session_key, message, "answer", form=LaneServer.form, key=self.key_id,
-                parameters=self.parameters.id, nonce=self._nonce,
-            )  # fmt: skip
+                self.session_key, message, "answer", **self.about(), nonce=self.nonce
+            )
             part = _part(header, len(self.primes))
             degree = self.parameters.poly_modulus_degree
             fits = isinstance(lane, np.ndarray) and lane.dtype == "<u4" and lane.ndim == 3

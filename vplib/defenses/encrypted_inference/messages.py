@@ -283,6 +283,54 @@ class Offer:
         self.known_logits = body[pixels:]
 
 
+class Client:
+    """What the clients of all forms hold: an offer, the session key, and an id of their keys.
+
+    Args:
+        offer: the server's, as bytes.
+        session_key: of the HMAC, shared with the server.
+
+    Raises:
+        MessageError: the offer is not of this session or form.
+    """
+
+    form: str
+
+    def __init__(self, offer: bytes, session_key: bytes):
+        self.offer, self.session_key = Offer(session_key, offer, self.form), session_key
+        self.parameters = self.offer.parameters
+        self.key_id, self.nonce = secrets.token_hex(8), ""
+
+    def about(self) -> dict:
+        """The header fields of all its messages."""
+        return dict(form=self.form, parameters=self.parameters.id, key=self.key_id)
+
+
+def answer_under_keys(server, message: bytes) -> bytes:
+    """The answer to a client's evaluation keys ("ready"), or to its request under them.
+
+    Args:
+        server: with `read_keys(header, body)`, which makes of keys what `evaluate(keys, header,
+            body)` computes with, and `keys`: those of the last client by its id.
+        message: whatever arrived.
+
+    Raises:
+        MessageError: it is not of this server's, or comes before the keys.
+    """
+    header, body = unpack_message(
+        server.session_key, message, ("keys", "request"), form=server.form,
+        parameters=server.parameters.id,
+    )  # fmt: skip
+    about = dict(form=server.form, parameters=server.parameters.id, key=header["key"])
+    if header["kind"] == "keys":
+        server.keys = {header["key"]: server.read_keys(header, body)}
+        return pack_message(server.session_key, "ready", **about)
+    if header["key"] not in server.keys:
+        raise MessageError("no evaluation keys of this client: send client.keys() first")
+    found = server.evaluate(server.keys[header["key"]], header, body)
+    return pack_message(server.session_key, "answer", found, nonce=header["nonce"], **about)
+
+
 def write_offer(
     session_key: bytes, form: str, network, parameters: Parameters, scale: float, known, tolerance,
     **layout,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vplib import threads
+
 
 class OverBudget(ValueError):
     """The largest possible result does not fit below the coefficient modulus."""
@@ -84,16 +86,16 @@ class SquareNetwork:
         found = np.lib.stride_tricks.sliding_window_view(padded, (k, k), (1, 2))
         return found[:, :: self.stride, :: self.stride]
 
-    def logits(self, images, batch_size: int = 512) -> np.ndarray:
+    @threads.one_thread()
+    def logits(self, images) -> np.ndarray:
         """(N, classes) answers in float64, in the clear.
 
         Args:
             images: (N, 1, H, W) or (N, H, W); any numbers, so that noise can be tried.
-            batch_size: images at a time.
         """
         images = np.asarray(images, float).reshape(-1, self.image_size, self.image_size)
         found = []
-        for part in np.split(images, range(batch_size, len(images), batch_size)):
+        for part in np.split(images, range(512, len(images), 512)):
             x = np.tensordot(self.windows(part), self.kernel, ((3, 4), (1, 2))) + self.conv_bias
             x = x.transpose(0, 3, 1, 2).reshape(len(part), -1) ** 2
             found.append((x @ self.fc1.T + self.fc1_bias) ** 2 @ self.fc2.T + self.fc2_bias)
@@ -114,6 +116,28 @@ class SquareNetwork:
                 low = up @ least + down @ squares + bias
                 high = up @ squares + down @ least + bias
         return float(np.maximum(np.abs(low), np.abs(high)).max())
+
+
+def random_network(seed: int = 0, image_size: int = 7, **sizes: int) -> SquareNetwork:
+    """An untrained network, for checks and timings.
+
+    Args:
+        seed: of its weights.
+        image_size: in pixels.
+        **sizes: maps, kernel, hidden, classes, stride, padding.
+    """
+    rng, n = np.random.default_rng(seed), dict(maps=2, kernel=5, hidden=8, classes=3) | sizes
+    shape = {name: n.pop(name) for name in ("stride", "padding") if name in n}
+    kernel = rng.normal(size=(n["maps"], n["kernel"], n["kernel"])) / n["kernel"]
+    width = (image_size + 2 * shape.get("padding", 1) - n["kernel"]) // shape.get("stride", 2) + 1
+    fan = n["maps"] * width**2
+    made = SquareNetwork(
+        kernel, 0.1 * rng.normal(size=n["maps"]),
+        rng.normal(size=(n["hidden"], fan)) / np.sqrt(fan), 0.1 * rng.normal(size=n["hidden"]),
+        rng.normal(size=(n["classes"], n["hidden"])) / np.sqrt(n["hidden"]),
+        0.1 * rng.normal(size=n["classes"]), image_size=image_size, **shape,
+    )  # fmt: skip
+    return made
 
 
 def from_torch(model, image_size: int) -> SquareNetwork:

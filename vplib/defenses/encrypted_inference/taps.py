@@ -8,7 +8,9 @@ diagonals. What is better depends on the network; `Packing` counts.
 
 import os
 import secrets
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -132,8 +134,9 @@ class _Files:
 
     def __init__(self):
         memory = "/dev/shm"  # Linux keeps files there in memory
-        self._folder = tempfile.TemporaryDirectory(dir=memory if os.access(memory, 2) else None)
-        self._path = Path(self._folder.name) / "object"
+        folder = tempfile.mkdtemp(dir=memory if os.access(memory, 2) else None)
+        self._path = Path(folder) / "object"
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     def save(self, item) -> bytes:
         item.save(str(self._path))
@@ -158,23 +161,16 @@ class TapServer:
         network: in floats.
         session_key: of the HMAC, shared with the client.
         known: an image of the server's, (H, W) in [0, 1], whose answer the offer promises.
-        parameters: of the encryption, five primes between the outer two.
 
     Raises:
         OverBudget: the logits leave less than 12 bits for their fraction.
         ValueError: the network is too wide for the slots.
     """
 
-    form = "taps"
+    form, parameters = "taps", PARAMETERS
 
-    def __init__(
-        self,
-        network: networks.SquareNetwork,
-        session_key: bytes,
-        known: np.ndarray,
-        parameters: Parameters = PARAMETERS,
-    ):
-        self.session_key, self.parameters, self.network = session_key, parameters, network
+    def __init__(self, network: networks.SquareNetwork, session_key: bytes, known: np.ndarray):
+        self.session_key, self.network, parameters = session_key, network, self.parameters
         self.layout = dict(
             image_size=network.image_size, maps=len(network.kernel),
             kernel=network.kernel.shape[-1], stride=network.stride, padding=network.padding,
@@ -187,14 +183,14 @@ class TapServer:
                 f"logits up to {network.logit_bound():.3g} leave {bits:.0f} of 12 bits for their "
                 f"fraction in {parameters.coeff_bits[0]} bits; use a larger first prime"
             )
-        self.scale, self.known, self._state = 2.0**bits, np.asarray(known, float), None
+        self.scale, self.known, self.keys = 2.0**bits, np.asarray(known, float), {}
         # Measured: the last rescaling leaves up to 2^13, all else 2^-12 of the largest logit.
         largest = np.abs(network.logits(self.known)).max()
         self.tolerance = 2.0**15 / self.scale + 2.0**-9 * largest
 
     def __getstate__(self):
         """What travels to another process: no object of SEAL's, and keys are sent there anew."""
-        return self.__dict__ | {"_state": None}
+        return self.__dict__ | {"keys": {}}
 
     def offer(self) -> bytes:
         """The server's public description."""
@@ -209,20 +205,15 @@ class TapServer:
         Raises:
             MessageError: it is not of this server's, or comes before the keys.
         """
-        header, body = messages.unpack_message(
-            self.session_key, message, ("keys", "request"), form=self.form,
-            parameters=self.parameters.id,
-        )  # fmt: skip
-        about = dict(form=self.form, parameters=self.parameters.id, key=header["key"])
-        if header["kind"] == "keys":
-            self._state = _Evaluation(self, header, body)
-            return messages.pack_message(self.session_key, "ready", **about)
-        if self._state is None or self._state.key != header["key"]:
-            raise MessageError("no evaluation keys of this client: send client.keys() first")
-        found = self._state.evaluate(_parts(header, body))
-        return messages.pack_message(
-            self.session_key, "answer", found, nonce=header["nonce"], **about
-        )
+        return messages.answer_under_keys(self, message)
+
+    def read_keys(self, header: dict, body) -> "_Evaluation":
+        """SEAL's objects with the keys of a client."""
+        return _Evaluation(self, header, body)
+
+    def evaluate(self, keys: "_Evaluation", header: dict, body) -> bytes:
+        """The bytes of encrypted logits, of a request's."""
+        return keys.evaluate(_parts(header, body))
 
 
 class _Evaluation:
@@ -230,7 +221,7 @@ class _Evaluation:
 
     def __init__(self, server: TapServer, header: dict, body):
         context, self.primes = server.parameters.seal_context()
-        self.key, self.server, self.context = header["key"], server, context
+        self.server, self.context = server, context
         self.files, self.packing = _Files(), Packing(server.parameters.slots, server.layout)
         relin, galois = _parts(header, body)
         self.relin = self.files.load(sealapi.RelinKeys(), context, relin)
@@ -325,23 +316,13 @@ class _Evaluation:
         return self.files.save(found)
 
 
-class TapClient:
-    """Holds the secret key; encrypts one image, decrypts its logits.
+class TapClient(messages.Client):
+    """Holds the secret key; encrypts one image, decrypts its logits."""
 
-    Args:
-        offer: the server's, as bytes.
-        session_key: of the HMAC, shared with the server.
-
-    Raises:
-        MessageError: the offer is not of this session or form.
-    """
-
-    batch_size = 1
+    form, batch_size = TapServer.form, 1
 
     def __init__(self, offer: bytes, session_key: bytes):
-        self.offer = messages.Offer(session_key, offer, TapServer.form)
-        self.session_key = session_key
-        self.parameters = self.offer.parameters
+        super().__init__(offer, session_key)
         self._packing = Packing(self.parameters.slots, self.offer.layout)
         self._context, _ = self.parameters.seal_context()
         self._generator = sealapi.KeyGenerator(self._context)
@@ -349,10 +330,6 @@ class TapClient:
         self._encryptor = sealapi.Encryptor(self._context, key)
         self._decryptor = sealapi.Decryptor(self._context, key)
         self._encoder, self._files = sealapi.CKKSEncoder(self._context), _Files()
-        self.key_id, self._nonce = secrets.token_hex(8), ""
-
-    def _about(self) -> dict:
-        return dict(form="taps", parameters=self.parameters.id, key=self.key_id)
 
     def keys(self) -> bytes:
         """Evaluation keys: to relinearize, to conjugate, and for the rotations that are used."""
@@ -362,7 +339,7 @@ class TapClient:
             self._files.save(self._generator.create_relin_keys()),
             self._files.save(self._generator.create_galois_keys(elements)),
         ]
-        return _pack_parts(self.session_key, "keys", parts, **self._about())
+        return _pack_parts(self.session_key, "keys", parts, **self.about())
 
     def check(self, ask) -> None:
         """Asks the known-answer image as a query of its own: a packed image leaves no slot free.
@@ -386,13 +363,13 @@ class TapClient:
             ValueError: the images are not as above.
         """
         (image,) = messages.check_images(images, self.offer.image_size, 1)
-        self._nonce, parts = secrets.token_hex(16), []
+        self.nonce, parts = secrets.token_hex(16), []
         for values in self._packing.pack_taps(image):
             plain, cipher = sealapi.Plaintext(), sealapi.Ciphertext(self._context)
             self._encoder.encode(values.tolist(), 2.0**self.parameters.scale_bits, plain)
             self._encryptor.encrypt_symmetric(plain, cipher)
             parts.append(self._files.save_plain(cipher))
-        yield _pack_parts(self.session_key, "request", parts, nonce=self._nonce, **self._about())
+        yield _pack_parts(self.session_key, "request", parts, nonce=self.nonce, **self.about())
 
     def decrypt(self, answers: Iterable[bytes]) -> np.ndarray:
         """(1, classes) logits of the image encrypted last.
@@ -405,7 +382,7 @@ class TapClient:
         """
         (message,) = answers
         _, body = messages.unpack_message(
-            self.session_key, message, "answer", nonce=self._nonce, **self._about()
+            self.session_key, message, "answer", nonce=self.nonce, **self.about()
         )
         cipher, plain = sealapi.Ciphertext(self._context), sealapi.Plaintext()
         self._files.load(cipher, self._context, bytes(body))
@@ -432,9 +409,7 @@ def _parts(header: dict, body) -> list:
 @cache
 def self_check() -> str | None:
     """Why the packed form cannot be used on this machine, or None: a tiny network, end to end."""
-    from vplib.defenses.encrypted_inference.inference import random_network
-
-    network, key = random_network(), messages.new_session_key()
+    network, key = networks.random_network(), messages.new_session_key()
     image = np.random.default_rng(0).random((1, 7, 7))
     try:
         server = TapServer(network, key, image[0])

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vplib import threads
 from vplib.nets import models, training
 from vplib.victims.endpoint import keep_label, rounded, top_k
 
@@ -145,6 +146,7 @@ class MemGuard:
         chance = (self.budget / distortion.clamp_min(1e-12)).clamp_max(1)
         return noisy, torch.where(before <= after, 0.0, chance)
 
+    @threads.one_thread()
     def _search(self, probabilities: Tensor) -> Tensor:
         """Phase one: the answers with the smallest noise that was found."""
         logits, label = _logits(probabilities), probabilities.argmax(-1, keepdim=True)

@@ -2,6 +2,8 @@
 
 import torch
 
+from vplib.exercises import judge
+
 
 def solve_protection(said, truth, users):
     """The mean over users of each user's share of photos given another name."""
@@ -11,21 +13,15 @@ def solve_protection(said, truth, users):
 
 def check_protection(attempt) -> str | None:
     """Checks the number on users with unequally many photos, beside a stranger."""
-    truth = torch.tensor([0, 0, 0, 0, 1, 2, 2])
-    said = torch.tensor([0, 0, 0, 3, 3, 0, 2])
-    value = attempt(said, truth, [0, 1])
-    if value is None:
-        return None
-    value = float(value)
-    if abs(value - (1 / 4 + 1) / 2) < 1e-6:
-        return "right: 1/4 and 1 for the two users, 5/8 on average"
-    if abs(value - 2 / 5) < 1e-6:
-        return "that is the share of photos: a user with many photos must not count for more"
-    if abs(value - 3 / 7) < 1e-6:
-        return "person 2 asked for no protection: only the users count"
-    if abs(value - 3 / 8) < 1e-6:
-        return "the other way round: a photo that gets another name is protected"
-    return "for each user, the share of their photos given another name; then the mean over users"
+    truth, said = torch.tensor([0, 0, 0, 0, 1, 2, 2]), torch.tensor([0, 0, 0, 3, 3, 0, 2])
+    mistakes = {
+        "that is the share of photos: a user with many photos must not count for more": 2 / 5,
+        "person 2 asked for no protection: only the users count": 3 / 7,
+        "the other way round: a photo that gets another name is protected": 3 / 8,
+    }
+    why = "1/4 and 1 for the two users, 5/8 on average"
+    hint = "for each user, the share of their photos given another name; then the mean over users"
+    return judge(attempt(said, truth, [0, 1]), 5 / 8, why, mistakes, hint)
 
 
 def solve_penalized(distance, dissimilarity, budget, weight):
@@ -35,22 +31,23 @@ def solve_penalized(distance, dissimilarity, budget, weight):
 
 def check_penalized(attempt) -> str | None:
     """Checks one photo under its budget and one above, with a gradient."""
-    distance, budget = torch.tensor([1.0, 2.0]), 0.01
     dissimilarity = torch.tensor([0.004, 0.03], requires_grad=True)
-    value = attempt(distance, dissimilarity, budget, 100.0)
-    if value is None:
-        return None
-    if not isinstance(value, torch.Tensor) or value.shape != (2,):
-        return "give a tensor with one number a photo, (2,) here: each has its own budget"
-    if torch.allclose(value, torch.tensor([1.0, 4.0])):
-        if not value.requires_grad:
-            return "the numbers are right, but the gradient is lost: use torch's operations"
-        return "right: no penalty within the budget, 100 x 0.02 above it"
-    if torch.allclose(value, torch.tensor([0.4, 4.0])):
-        return "a photo under its budget is rewarded for staying the same: cut the penalty at zero"
-    if torch.allclose(value, torch.tensor([1.4, 5.0])):
-        return "the penalty is for what exceeds the budget, not for the whole dissimilarity"
-    return "add weight x max(dissimilarity - budget, 0) to each photo's distance"
+    value = attempt(torch.tensor([1.0, 2.0]), dissimilarity, 0.01, 100.0)
+    mistakes = {
+        "a photo under its budget is rewarded for staying the same: cut the penalty at zero": (
+            torch.tensor([0.4, 4.0])
+        ),
+        "the penalty is for what exceeds the budget, not for the whole dissimilarity": (
+            torch.tensor([1.4, 5.0])
+        ),
+        "give one number a photo: each has its own budget": torch.tensor(5.0),
+    }
+    why = "no penalty within the budget, 100 x 0.02 above it"
+    hint = "add weight x max(dissimilarity - budget, 0) to each photo's distance"
+    said = judge(value, torch.tensor([1.0, 4.0]), why, mistakes, hint)
+    if said and said.startswith("right") and not getattr(value, "requires_grad", False):
+        return "the numbers are right, but the gradient is lost: use torch's operations"
+    return said
 
 
 def solve_fit(measure, budget):
@@ -98,14 +95,12 @@ def check_estimate(attempt) -> str | None:
     public, private = (torch.rand(400, 1, 4, 4, generator=rng) for _ in range(2))
     change = 0.5 * torch.randn(1, 4, 4, generator=rng).sign()
     found = attempt(private + change, public)
-    if found is None:
-        return None
-    if not isinstance(found, torch.Tensor) or found.shape != change.shape:
-        return "give one change for all photos, (1, 4, 4) here: average over the photos"
-    if (found - change).abs().max() < 0.12:
-        return "right: the photos average out, what all of them share stays"
-    if (found + change).abs().max() < 0.12:
-        return "the sign is wrong: what was posted minus what is usual"
-    if (found - (private + change).mean(0)).abs().max() < 1e-4:
-        return "you kept the average face: subtract that of ordinary photos"
-    return "average the posted photos and subtract the average of ordinary ones"
+    mistakes = {
+        "the sign is wrong: what was posted minus what is usual": (
+            lambda found: (found + change).abs().max() < 0.12
+        ),
+        "you kept the average face: subtract that of ordinary photos": (private + change).mean(0),
+    }
+    why = "the photos average out, what all of them share stays"
+    hint = "average the posted photos and subtract the average of ordinary ones: one change for all"
+    return judge(found, change, why, mistakes, hint, tolerance=0.12)

@@ -1,0 +1,371 @@
+"""The endpoint over HTTP: exact counts, right refusals, nothing paid twice."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
+
+import pytest
+import safetensors.torch
+import torch
+
+from vplib.attacks.membership_label_only import label_only as attack
+from vplib.victims import http
+from vplib.victims.endpoint import BudgetSpent, Endpoint
+
+needs_http = pytest.mark.skipif(not http.can_serve(), reason="the extra `serve` is not installed")
+SHAPE = (1, 4, 4)
+
+
+def model(images):
+    """A victim of three classes without training: which third of the pixels is brightest."""
+    thirds = [part.mean(1) for part in images.flatten(1).tensor_split(3, dim=1)]
+    return (5 * torch.stack(thirds, -1)).softmax(-1)
+
+
+def some(n, seed=0):
+    return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def test_importing_needs_no_starlette_and_serve_says_what_to_install():
+    code = """
+import sys
+sys.modules["starlette"] = sys.modules["uvicorn"] = None
+from vplib.victims import http
+from vplib.victims.endpoint import Endpoint
+try:
+    http.serve(Endpoint(len))
+except ImportError as error:
+    print(error)
+"""
+    said = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "pip install 'vplib[serve]'" in said
+
+
+# Over HTTP
+
+
+@pytest.fixture
+def service(monkeypatch):
+    monkeypatch.setattr(http, "MAX_BYTES", 10_000)
+    with http.serve(Endpoint(model, shape=SHAPE)) as running:
+        yield running
+
+
+def post(url, body, path="/predict"):
+    """The status and the body of the answer to a raw request."""
+    with closing(HTTPConnection(url.removeprefix("http://"), timeout=10)) as line:
+        line.request("POST", path, body)
+        answer = line.getresponse()
+        return answer.status, answer.read()
+
+
+def wire(images, name="images"):
+    return safetensors.torch.save({name: images})
+
+
+def parts_of(body):
+    """A body of unknown length, sent in chunks."""
+    for start in range(0, len(body), 1000):
+        yield body[start : start + 1000]
+
+
+def header(**tensor):
+    """A safetensors file of 64 bytes of numbers, whose header may lie."""
+    told = {"dtype": "F32", "shape": [1, 1, 4, 4], "data_offsets": [0, 64]} | tensor
+    text = json.dumps({"images": told}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(64)
+
+
+@needs_http
+def test_the_client_is_the_same_callable(service):
+    client = http.Client(service.url)
+    assert torch.equal(client(some(6)), model(some(6)))
+    assert client.queries == 6
+    with http.serve(Endpoint(model, answers="labels")) as labels_only:
+        assert torch.equal(http.Client(labels_only.url)(some(6)), model(some(6)).argmax(-1))
+
+
+@needs_http
+def test_it_listens_on_this_machine_only(service):
+    assert service.url.startswith("http://127.0.0.1:")
+
+
+@needs_http
+def test_large_batches_travel_in_parts(service):
+    client = http.Client(service.url)
+    images = some(500)  # 32 kB of pixels, in requests of at most 10 kB
+    assert torch.allclose(client(images), model(images)) and client.queries == 500
+
+
+@needs_http
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff" * 100, 400),
+        (b'{"images": [1, 2]}', 400),
+        (wire(some(1))[:-1], 400),
+        (wire(some(1)) + b"more", 400),
+        (safetensors.torch.save({}), 400),
+        (safetensors.torch.save({"images": some(1), "more": some(1)}), 400),
+        (header(shape=[2, 1, 4, 4]), 400),
+        (header(shape=[-1, 1, 4, 4]), 400),
+        (header(shape=[2**62, 1, 4, 4]), 400),
+        (header(shape="wide"), 400),
+        (header(data_offsets=[0, 2**40]), 400),
+        (header(dtype="F31"), 400),
+        (wire(some(1).double()), 422),
+        (wire(some(1).long()), 422),
+        (wire(some(1)[0]), 422),
+        (wire(some(1).reshape(1, 1, 2, 8)), 422),
+        (wire(some(0)), 422),
+        (wire(some(1) * torch.nan), 422),
+        (wire(some(1) * torch.inf), 422),
+        (wire(some(1) + 1), 422),
+        (wire(some(300)), 413),
+        (b" " * 30_000, 413),
+    ],
+)
+def test_refusals_have_a_status_and_a_sentence_and_cost_nothing(service, body, status):
+    found, said = post(service.url, body)
+    assert found == status and said and b"Traceback" not in said and b"File " not in said
+    assert post(service.url, parts_of(body))[0] == status  # nor does a body without a length
+    assert http.Client(service.url).queries == 0
+    assert post(service.url, header())[0] == 200  # it goes on answering
+
+
+@needs_http
+def test_a_spent_budget_is_429_and_exact():
+    endpoint = Endpoint(model, budget=5)
+    with http.serve(endpoint) as running:
+        client = http.Client(running.url)
+        client(some(4))
+        assert post(running.url, wire(some(2)))[0] == 429
+        with pytest.raises(BudgetSpent, match=r"refused \(429\): 4 of 5 queries are spent"):
+            client(some(2))
+        client(some(1))
+    assert endpoint.queries == 5
+
+
+@needs_http
+def test_a_model_that_fails_is_500_without_its_reason():
+    def broken(images):
+        raise RuntimeError("the secret path /srv/model.pt")
+
+    with http.serve(Endpoint(broken)) as running:
+        status, said = post(running.url, wire(some(1)))
+        assert status == 500 and b"secret" not in said
+        with pytest.raises(http.ServiceError, match="the model failed"):
+            http.Client(running.url)(some(1))
+
+
+@needs_http
+def test_client_errors_are_clear(service):
+    client = http.Client(service.url)
+    with pytest.raises(ValueError, match=r"refused \(422\): images must be of shape"):
+        client(torch.rand(1, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"refused \(422\): images must be float32"):
+        client(some(1).double())
+    with pytest.raises(ValueError, match=r"refused \(422\): there is no image"):
+        client(some(0))
+    with pytest.raises(ValueError, match="an image has 14400 bytes, a request at most 9744; shr"):
+        client(torch.rand(1, 1, 60, 60))
+
+
+@needs_http
+def test_twenty_clients_at_once():
+    endpoint = Endpoint(model, budget=20 * 30)
+    with http.serve(endpoint) as running:
+
+        def ask(i):
+            client = http.Client(running.url)
+            return all(torch.equal(client(some(3, i)), model(some(3, i))) for _ in range(10))
+
+        with ThreadPoolExecutor(20) as pool:
+            assert all(pool.map(ask, range(20)))
+        with pytest.raises(BudgetSpent):
+            http.Client(running.url)(some(1))
+    assert endpoint.queries == 600
+
+
+@needs_http
+def test_a_client_that_hangs_up_does_not_stop_the_service(service):
+    host = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host[0], int(host[1]))) as line:
+        line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nabc")
+    assert post(service.url, wire(some(1)))[0] == 200
+    assert post(service.url, b"", "/no/such/place")[0] == 404
+
+
+@needs_http
+def test_a_port_that_is_taken_says_so(service):
+    with pytest.raises(OSError, match="in use"):
+        http.serve(Endpoint(model), port=int(service.url.rsplit(":")[-1]))
+
+
+def test_nobody_there():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(http.ServiceError, match="does not answer"):
+            http.Client(url)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"220 this is a mail server\r\n", "does not answer"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "is no endpoint"),
+        (b"HTTP/1.0 200 OK\r\n\r\n{}", "is no endpoint"),
+        (b"HTTP/1.0 502 Bad Gateway\r\n\r\n", r"refused \(502\): no reason given"),
+    ],
+)
+def test_someone_else_there(answer, message):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+
+        def reply():
+            line = other.accept()[0]
+            line.recv(1000)
+            line.sendall(answer)
+            line.close()
+
+        threading.Thread(target=reply).start()
+        with pytest.raises(http.ServiceError, match=message):
+            http.Client(f"http://127.0.0.1:{other.getsockname()[1]}")
+
+
+# Saved answers
+
+
+def run_attack(victim):
+    images = some(20, seed=1)
+    labels = model(images).argmax(-1)
+    return attack.boundary_distances(victim, images, labels, some(30, seed=2), num_steps=3)
+
+
+class Failing:
+    """Answers so many calls, then breaks."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def __call__(self, images):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("power cut")
+        return model(images)
+
+
+@needs_http
+def test_an_interrupted_attack_resumes_without_paying_twice(tmp_path):
+    paid, save = {}, tmp_path / "answers"
+    plain = Endpoint(model, answers="labels")
+    expected = run_attack(plain)
+    first = Endpoint(Failing(11), answers="labels")
+    with http.serve(first) as running:
+        with pytest.raises(http.ServiceError):
+            run_attack(http.Client(running.url, save=save))
+    paid["before"] = first.queries
+    second = Endpoint(model, answers="labels")
+    with http.serve(second) as running:
+        client = http.Client(running.url, save=save)
+        found = run_attack(client)
+        assert client.reused == paid["before"] > 0
+    assert torch.equal(found.distances, expected.distances)
+    assert torch.equal(found.queries, expected.queries)
+    assert paid["before"] + second.queries == plain.queries == found.queries.sum()
+    third = Endpoint(model, answers="labels", budget=0)
+    with http.serve(third) as running:  # all is paid for by now
+        assert torch.equal(run_attack(http.Client(running.url, save=save)).points, expected.points)
+
+
+@needs_http
+def test_repeats_in_one_run_are_paid_and_replayed_one_by_one(tmp_path):
+    endpoint = Endpoint(model)
+    with http.serve(endpoint) as running:
+        client = http.Client(running.url, save=tmp_path / "a")
+        for _ in range(3):
+            client(some(2))
+        assert endpoint.queries == 6 and client.reused == 0
+        again = http.Client(running.url, save=tmp_path / "a")
+        for _ in range(4):
+            assert torch.equal(again(some(2)), model(some(2)))
+        assert again.reused == 6 and endpoint.queries == 8
+
+
+@needs_http
+def test_a_write_that_is_cut_off_leaves_the_file_whole(tmp_path, service):
+    save = tmp_path / "answers"
+    client = http.Client(service.url, save=save)
+    client(some(2))
+    cut = sqlite3.connect(save)
+    cut.execute("INSERT INTO answers VALUES ('half', 'done')")
+    cut.close()  # never committed, as when the process dies here
+    again = http.Client(service.url, save=save)
+    assert torch.equal(again(some(2)), model(some(2))) and again.reused == 2
+
+
+@needs_http
+def test_a_foreign_file_is_refused(tmp_path, service):
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8" * 2000)
+    with pytest.raises(ValueError, match="holds no saved answers"):
+        http.Client(service.url, save=tmp_path / "photo.jpg")
+    assert (tmp_path / "photo.jpg").read_bytes() == b"\xff\xd8" * 2000
+    with pytest.raises(ValueError, match="holds no saved answers"):
+        http.Client(service.url, save=tmp_path / "no" / "such" / "folder")
+
+
+SERVER = """
+import time, torch
+from vplib.victims import http
+from vplib.victims.endpoint import Endpoint
+def model(images):
+    time.sleep(0.02)
+    thirds = [part.mean(1) for part in images.flatten(1).tensor_split(3, dim=1)]
+    return (5 * torch.stack(thirds, -1)).softmax(-1)
+print(http.serve(Endpoint(model, answers="labels")).url, flush=True)
+time.sleep(60)
+"""
+
+
+@needs_http
+def test_a_killed_server_is_a_clear_error_and_nothing_is_lost(tmp_path):
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    client = http.Client(server.stdout.readline().strip(), save=tmp_path / "answers")
+    killer = threading.Timer(0.25, os.kill, (server.pid, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(http.ServiceError, match="answers so far are in .*answers; start the serv"):
+        while True:
+            run_attack(client)
+    server.wait()
+    with closing(sqlite3.connect(tmp_path / "answers")) as file:
+        assert file.execute("SELECT count(*) FROM answers").fetchone()[0] > 0
+    endpoint = Endpoint(model, answers="labels")
+    with http.serve(endpoint) as running:
+        again = http.Client(running.url, save=tmp_path / "answers")
+        found = run_attack(again)
+        assert again.reused > 0
+        assert again.reused + endpoint.queries == found.queries.sum()
+
+
+@needs_http
+def test_closing_frees_the_port_at_once():
+    running = http.serve(Endpoint(model))
+    port = int(running.url.rsplit(":")[-1])
+    before = time.perf_counter()
+    running.close()
+    assert time.perf_counter() - before < 5
+    with http.serve(Endpoint(model), port=port) as again:
+        assert http.Client(again.url).queries == 0

@@ -1,0 +1,215 @@
+"""An endpoint over HTTP: `serve` puts it behind a port, a `Client` is the same callable again.
+
+An attack on an `Endpoint` runs on either unchanged. A request holds "images" as a safetensors
+file, an answer "answers".
+"""
+
+import hashlib
+import http.client
+import json
+import socket
+import sqlite3
+import threading
+import time
+from collections import defaultdict, deque
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vplib.victims.endpoint import BudgetSpent, Endpoint
+
+MAX_BYTES = 2**24  # of one request; the client sends larger batches in parts
+TIMEOUT = 60.0  # seconds until a service counts as gone
+HEADER = 256  # at most, of a safetensors file that holds one tensor
+FORM = "application/octet-stream"
+
+
+class ServiceError(RuntimeError):
+    """The service over HTTP is gone, or broke."""
+
+
+class Service:
+    """An endpoint behind HTTP on this machine, until it is closed; also a context manager."""
+
+    def __init__(self, server, thread, port):
+        """Made by `serve`."""
+        self._server, self._thread = server, thread
+        self.url = f"http://127.0.0.1:{port}"
+
+    def close(self) -> None:
+        """Stops the service; requests that are being answered are finished first."""
+        self._server.should_exit = True
+        self._thread.join()
+
+    def __enter__(self):
+        """The service itself."""
+        return self
+
+    def __exit__(self, *_):
+        """Closes it."""
+        self.close()
+
+
+def can_serve() -> bool:
+    """Whether `serve` has what it needs: Starlette 1.6 or later, and uvicorn."""
+    found = all(find_spec(name) for name in ("uvicorn", "starlette"))
+    return found and find_spec("starlette.middleware.body_limit") is not None
+
+
+def serve(endpoint: Endpoint, port: int = 0) -> Service:
+    """Puts an endpoint behind HTTP, for this machine only (127.0.0.1), in a thread of its own.
+
+    POST /predict answers; GET / says what is answered and how many queries were counted. Refusals
+    have a status and one sentence: 400 no images in this form, 413 too long, 422 wrong images,
+    429 budget spent, 500 the model failed (which is not told).
+
+    Args:
+        endpoint: what answers.
+        port: where; 0 takes a free one.
+
+    Returns:
+        The running service, with its `url`.
+
+    Raises:
+        ImportError: Starlette or uvicorn is missing or too old.
+        OSError: the port is taken.
+    """
+    if not can_serve():
+        raise ImportError("http.serve needs Starlette and uvicorn: pip install 'vplib[serve]'")
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+
+    async def about(request):
+        told = ("answers", "queries", "budget")
+        return JSONResponse({name: getattr(endpoint, name) for name in told})
+
+    async def predict(request):
+        body = await request.body()
+        try:
+            (images,) = safetensors.torch.load(body).values()
+        except Exception:  # whatever a stranger may send
+            return PlainTextResponse('send a safetensors file of one tensor, "images"', 400)
+        try:
+            answers = await run_in_threadpool(endpoint, images)
+        except BudgetSpent as error:
+            return PlainTextResponse(str(error), 429)
+        except ValueError as error:
+            return PlainTextResponse(str(error), 422)
+        except Exception:
+            why = "the model failed on these images; nothing was counted"
+            return PlainTextResponse(why, 500)
+        return Response(_packed("answers", answers), media_type=FORM)
+
+    routes = [Route("/", about), Route("/predict", predict, methods=["POST"])]
+    app = Starlette(routes=routes, max_body_size=MAX_BYTES)
+    listening = socket.create_server(("127.0.0.1", port))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=5)
+    )
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    return Service(server, thread, listening.getsockname()[1])
+
+
+class Client:
+    """A service over HTTP as the same callable: an attack on an `Endpoint` runs on it unchanged."""
+
+    def __init__(self, url: str, save: str | Path | None = None):
+        """Asks the service what it is, which costs no query.
+
+        Args:
+            url: of the service.
+            save: a file that keeps every answer as soon as it is there. An attack that was
+                interrupted and is started again with equal arguments gets the answers that were
+                paid for from the file, each of them once, and only asks for the rest.
+
+        Raises:
+            ServiceError: nothing answers there.
+            ValueError: `save` is some other file.
+        """
+        self.url, self._host, self._save = url, url.removeprefix("http://").rstrip("/"), save
+        self._lock, self._paid = threading.Lock(), defaultdict(deque)
+        self.reused = 0  # answers that came from the file
+        _ = self.queries  # or nobody is there
+        if save is not None:
+            self._load()
+
+    @property
+    def queries(self) -> int:
+        """How many queries the service has counted, whoever asked."""
+        try:
+            return json.loads(self._ask("/"))["queries"]
+        except (ValueError, KeyError, TypeError):
+            raise ServiceError(f"{self.url} answers, but is no endpoint of http.serve") from None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The answers to some images, as the endpoint behind the service gives them.
+
+        Raises:
+            ValueError: the service refuses the images; they cost nothing.
+            BudgetSpent: they would exceed its budget.
+            ServiceError: it is gone or broke.
+        """
+        one, most = max(1, images[:1].nbytes), MAX_BYTES - HEADER
+        if one > most:
+            raise ValueError(f"an image has {one} bytes, a request at most {most}; shrink it")
+        return torch.cat([self._part(part) for part in images.split(most // one)]).to(images.device)
+
+    def _part(self, images: Tensor) -> Tensor:
+        request = _packed("images", images)
+        digest = hashlib.sha256(request).hexdigest()
+        with self._lock:
+            saved = self._paid[digest].popleft() if self._paid[digest] else None
+            self.reused += len(images) * (saved is not None)
+        answer = saved or self._ask("/predict", request)
+        if self._save is not None and saved is None:
+            with self._lock, closing(self._open()) as file, file:  # a transaction: all or nothing
+                file.execute("INSERT INTO answers VALUES (?, ?)", (digest, answer))
+        return safetensors.torch.load(answer)["answers"]
+
+    def _ask(self, path: str, body: bytes | None = None) -> bytes:
+        try:
+            with closing(http.client.HTTPConnection(self._host, timeout=TIMEOUT)) as line:
+                line.request("POST" if body else "GET", path, body, {"Content-Type": FORM})
+                response = line.getresponse()
+                status, said = response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            kept = f"; answers so far are in {self._save}" if self._save else ""
+            raise ServiceError(
+                f"{self.url} does not answer ({error or type(error).__name__}){kept}; "
+                "start the service and the attack again"
+            ) from None
+        if status == 200:
+            return said
+        kinds = {400: ValueError, 413: ValueError, 422: ValueError, 429: BudgetSpent}
+        why = said.decode(errors="replace") or "no reason given"
+        raise kinds.get(status, ServiceError)(f"{self.url} refused ({status}): {why}")
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._save, timeout=TIMEOUT)
+
+    def _load(self) -> None:
+        try:
+            with closing(self._open()) as file, file:
+                file.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT, answer BLOB)")
+                rows = file.execute("SELECT request, answer FROM answers ORDER BY rowid")
+                for digest, answer in rows:
+                    self._paid[digest].append(answer)
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{self._save} holds no saved answers ({error}); name another file"
+            ) from None
+
+
+def _packed(name: str, values: Tensor) -> bytes:
+    """One tensor as a safetensors file."""
+    return safetensors.torch.save({name: values.detach().cpu().contiguous()})
