@@ -16,6 +16,7 @@ which are the CPU's. Sparse tensors and torch.compile are not supported.
     install()          # for the rest of the process: in a kernel's start-up file
 """
 
+import atexit
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -355,6 +356,7 @@ _installed = ExitStack()
 
 def install() -> None:
     """Torch has a GPU for the rest of the process."""
+    atexit.register(_installed.close)  # before Python takes its modules apart
     _installed.enter_context(pretended())
 
 
