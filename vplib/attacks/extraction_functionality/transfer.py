@@ -113,7 +113,7 @@ def photograph_patches(
 
 
 def fill_frame(images: Tensor, size: int, seed: int = 0) -> Tensor:
-    """Each image cut to the square around its ink, with a random margin up to `MARGIN`, and at full contrast.
+    """Each image cut to the square around its ink, with a random margin, and at full contrast.
 
     Sets of written characters differ in how they are framed; whoever does not know the victim's
     frame tries several.
@@ -122,7 +122,7 @@ def fill_frame(images: Tensor, size: int, seed: int = 0) -> Tensor:
         images: (N, C, H, W) in [0, 1], bright ink on dark; what is bright on average, as ink on
             paper, is inverted first.
         size: height and width of the result, in pixels.
-        seed: decides the margins.
+        seed: decides the margins, up to `MARGIN`.
 
     Returns:
         (N, C, size, size) in [0, 1].
