@@ -212,10 +212,6 @@ def test_lanes_refuse_before_encrypting(network):
     with pytest.raises(networks.OverBudget):
         lanes.LaneServer(whole, SESSION, IMAGES[0, 0])
     small = networks.quantize(network, (4, 4, 4), 10)
-    with pytest.raises(ValueError, match="at most 26 bits"):
-        lanes.LaneServer(small, SESSION, IMAGES[0, 0], messages.Parameters(8192, (30,) * 7, 10))
-    with pytest.raises(ValueError, match="must be the parameters' scale_bits"):
-        lanes.LaneServer(small, SESSION, IMAGES[0, 0], lanes.PARAMETERS)
     heavy = replace(small, weights=(small.weights[0], small.weights[1] * 2**24, small.weights[2]))
     with pytest.raises(ValueError, match="could exceed 2\\^52"):
         lanes.LaneServer(heavy, SESSION, IMAGES[0, 0])

@@ -49,16 +49,17 @@ def as_set(images):
 
 def adaptively(ask, budget, **settings):
     images, sources, classes = pool()
+    settings = dict(rewards=attack.REWARDS) | settings
     choice = attack.choose_adaptively(
         ask, network, images, sources, classes, CLASSES, budget, **settings
     )
     return images[choice.rows], choice.targets
 
 
-def actively(ask, budget, strategy, **settings):
+def actively(ask, budget, strategy):
     images, *_ = pool()
     rows, targets = selection.choose_actively(
-        [ask], network, images, CLASSES, budget, strategy, num_steps=5, **settings
+        [ask], network, images, CLASSES, budget, strategy, num_steps=5
     )
     return images[rows[0]], targets[0]
 
@@ -68,6 +69,12 @@ def generate(latents):
     return (latents @ weight).sigmoid().view(-1, *SHAPE)
 
 
+def bred(ask, budget):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "POPULATION", 8)  # a small budget lasts for generations
+        return selection.evolve_queries(ask, generate, 4, CLASSES, budget)
+
+
 ATTACKS = {
     "random": lambda ask, b: (
         pool()[0][:b],
@@ -75,7 +82,7 @@ ATTACKS = {
     ),
     "adaptive": adaptively,
     **{s: lambda ask, b, s=s: actively(ask, b, s) for s in selection.STRATEGIES},
-    "bred": lambda ask, b: selection.evolve_queries(ask, generate, 4, CLASSES, b, population=8),
+    "bred": bred,
 }
 
 
@@ -250,8 +257,8 @@ def test_boundary_distance_is_exact_for_a_linear_model(build):
 
 def test_breeding_raises_what_the_black_box_says():
     box = BlackBox()
-    bred = selection.evolve_queries(box, generate, 4, CLASSES, 900, num_generations=30)
-    chance = box(generate(torch.randn(900, 4, generator=torch.Generator().manual_seed(3))))
+    bred = selection.evolve_queries(box, generate, 4, CLASSES, 300)  # no new population
+    chance = box(generate(torch.randn(300, 4, generator=torch.Generator().manual_seed(3))))
     assert (bred.targets.amax(0) >= chance.amax(0) - 0.05).all()
     assert bred.targets[-60:].amax(1).mean() > chance.amax(1).mean()
 
@@ -284,15 +291,16 @@ def test_photographs_need_no_network(monkeypatch):
     assert images.amax((1, 2, 3)).median() > 0.99  # full contrast
 
 
-def test_fill_frame_finds_the_ink():
+def test_fill_frame_finds_the_ink(monkeypatch):
+    monkeypatch.setattr(transfer, "MARGIN", 0.0)
     images = torch.zeros(2, 1, 20, 20)
     images[0, 0, 2:6, 3:7] = 0.5
     images[1, 0, 5:15, 9:11] = 1.0
-    filled = transfer.fill_frame(images, 8, margin=0.0)
+    filled = transfer.fill_frame(images, 8)
     assert torch.allclose(filled[0], torch.ones(1, 8, 8))
     assert filled[1, 0, :, 0].max() < 0.05 and filled[1, 0, :, 4].min() > 0.5
     assert transfer.fill_frame(torch.zeros(1, 1, 9, 9), 8).abs().max() == 0
-    assert torch.equal(filled, transfer.fill_frame(1 - images, 8, margin=0.0))  # ink on paper
+    assert torch.equal(filled, transfer.fill_frame(1 - images, 8))  # ink on paper
 
 
 def test_dcgan_shapes_and_training(tmp_path, monkeypatch):

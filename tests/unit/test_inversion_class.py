@@ -8,6 +8,7 @@ from torch import nn
 
 from vplib import metrics, models, plots, training
 from vplib.attacks.inversion_class import search as attack
+from vplib.attacks.inversion_class import trained
 from vplib.attacks.inversion_class.attribute import infer_attribute
 from vplib.attacks.inversion_class.trained import train_gamin, train_inverters
 from vplib.victims import endpoint as api
@@ -72,8 +73,8 @@ def test_descent_finds_the_pattern_and_its_confidence(victims, patterns):
 
 
 def test_versions_do_not_depend_on_who_else_is_inverted(victims):
-    both = attack.invert_class(victims, torch.tensor([0, 1]), gray(2), num_steps=5)
-    alone = attack.invert_class(victims, torch.tensor([1]), gray(1), num_steps=5)
+    both = attack.invert_class(victims, torch.tensor([0, 1]), gray(2), num_steps=5, lr=1.0)
+    alone = attack.invert_class(victims, torch.tensor([1]), gray(1), num_steps=5, lr=1.0)
     assert torch.allclose(both.images[:, 1], alone.images[:, 0], atol=1e-6)
 
 
@@ -108,7 +109,9 @@ def test_answers_that_never_change_move_nothing():
     def predict(images):
         return torch.tensor([1.0, 0.0]).expand(len(images), 2)
 
-    found = attack.invert_class_black_box(predict, torch.tensor([0, 1]), gray(2), num_steps=2)
+    found = attack.invert_class_black_box(
+        predict, torch.tensor([0, 1]), gray(2), num_steps=2, lr=2.0
+    )
     assert torch.equal(found.images, gray(2))
 
 
@@ -141,7 +144,7 @@ def test_a_prior_keeps_latents_short(victims):
     ],
 )
 def test_wrong_settings_are_refused(victims, change, message):
-    settings = dict(targets=torch.arange(3), start=gray()) | change
+    settings = dict(targets=torch.arange(3), start=gray(), num_steps=5, lr=1.0) | change
     with pytest.raises(ValueError, match=message):
         attack.invert_class(victims, **settings)
     with pytest.raises(ValueError, match=message):
@@ -151,7 +154,9 @@ def test_wrong_settings_are_refused(victims, change, message):
 def test_black_box_settings_are_refused(victims):
     for change, message in ((dict(difference=0.6), "difference"), (dict(patch=3), "patches of 3")):
         with pytest.raises(ValueError, match=message):
-            attack.invert_class_black_box(victims.predict(0), torch.arange(3), gray(), **change)
+            attack.invert_class_black_box(
+                victims.predict(0), torch.arange(3), gray(), num_steps=1, lr=1.0, **change
+            )
 
 
 def test_victims_with_buffers_are_refused():
@@ -166,16 +171,14 @@ def test_victims_with_buffers_are_refused():
 def test_inversion_networks_beat_the_mean_image_and_are_independent(victims, patterns):
     _, images, _ = patterns
     answers = victims.probabilities(images)
-    draw = train_inverters(answers, images, num_hidden=32, num_epochs=40, seed=3)
+    draw = train_inverters(answers, images, num_epochs=40, seed=3)
     drawn = draw(answers)
     assert drawn.shape == (2, 120, *SHAPE) and 0 <= drawn.min() and drawn.max() <= 1
     spread = (images - images.mean(0)).square().mean()
     assert ((drawn - images).square().mean((1, 2, 3, 4)) < 0.6 * spread).all()
-    again = train_inverters(answers, images, num_hidden=32, num_epochs=40, seed=3)
+    again = train_inverters(answers, images, num_epochs=40, seed=3)
     assert torch.equal(again(answers), drawn)
-    swapped = train_inverters(
-        answers[:1].repeat(2, 1, 1), images, num_hidden=32, num_epochs=40, seed=3
-    )
+    swapped = train_inverters(answers[:1].repeat(2, 1, 1), images, num_epochs=40, seed=3)
     assert torch.allclose(swapped(answers[:1].repeat(2, 1, 1))[0], drawn[0], atol=1e-3)
 
 
@@ -186,10 +189,8 @@ def test_inverters_refuse_answers_of_other_images(patterns):
 
 def test_gamin_raises_confidence_with_counted_queries(victims):
     ask = api.Endpoint(victims.predict(0))
-    make = train_gamin(
-        ask, torch.arange(3), SHAPE, 3, num_steps=120, scale=2, num_noise=8, per_class=2, lr=0.01
-    )
-    assert ask.queries == 120 * (3 * 2 + 8)
+    make = train_gamin(ask, torch.arange(3), SHAPE, 3, num_steps=120)
+    assert ask.queries == 120 * (3 * trained.PER_CLASS + trained.NUM_NOISE)
     images = make(5)
     assert images.shape == (5, 3, *SHAPE) and 0 <= images.min() and images.max() <= 1
     said = victims.predict(0)(images.flatten(0, 1)).view(5, 3, 3)

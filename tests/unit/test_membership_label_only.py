@@ -132,10 +132,11 @@ def test_starts_are_chosen_by_the_victims_labels_alone():
     assert (starts.queries == 1).all()  # whatever the images show, the first is taken
 
 
-def test_failed_starts_are_paid_for_and_said():
+def test_failed_starts_are_paid_for_and_said(monkeypatch):
+    monkeypatch.setattr(walk, "MAX_TRIES", 6)
     images, labels = torch.rand(5, 1, 4, 4), torch.zeros(5, dtype=torch.int64)
     victim = Recorder(lambda x: torch.eye(3)[torch.zeros(len(x), dtype=torch.int64)])
-    found = attack.boundary_distances(victim, images, labels, torch.rand(7, 1, 4, 4), max_tries=6)
+    found = attack.boundary_distances(victim, images, labels, torch.rand(7, 1, 4, 4), num_steps=10)
     assert (found.queries == 7).all() and victim.queries == 35
     assert (found.distances == 4.0).all()  # sqrt(16 pixels): no image is farther
     assert found.trace_queries.shape == found.trace_distances.shape == (11, 5)  # as if it walked
@@ -147,11 +148,12 @@ def test_failed_starts_are_paid_for_and_said():
         lambda p: masks.top_k(p, 1),
         lambda p: masks.rounded(p, 1),
         lambda p: masks.temperature(p, 20.0),
-        masks.MemGuard(lambda p: 5 * (p.amax(-1) - 0.6), num_steps=20),
+        masks.MemGuard(lambda p: 5 * (p.amax(-1) - 0.6), budget=1.0),
     ],
     ids=["top-1", "rounded", "temperature", "MemGuard"],
 )
-def test_masks_leave_queries_and_distances_equal_bit_for_bit(setting, mask):
+def test_masks_leave_queries_and_distances_equal_bit_for_bit(setting, mask, monkeypatch):
+    monkeypatch.setattr(masks, "NUM_STEPS", 20)  # of MemGuard
     pools, victims = setting
     asked = pools.victim.images[:40], pools.victim.labels[:40], pools.own.images
     predict = victims.predict(0)
@@ -310,11 +312,17 @@ def label_zero(images):
             r"must lie in \[0, 1\]",
         ),
         (lambda: attack.score_by_noise(label_zero, X[:0], Y[:0], sigma=1.0), "not \\(0, "),
-        (lambda: attack.boundary_distances(label_zero, X + 1, Y, X), r"must lie in \[0, 1\]"),
-        (lambda: attack.boundary_distances(label_zero, X, Y, X[:0]), "start images must be"),
+        (
+            lambda: attack.boundary_distances(label_zero, X + 1, Y, X, num_steps=1),
+            r"must lie in \[0, 1\]",
+        ),
+        (
+            lambda: attack.boundary_distances(label_zero, X, Y, X[:0], num_steps=1),
+            "start images must be",
+        ),
         (lambda: walk.find_starts(label_zero, Y, X[0]), "start images must be"),
-        (lambda: walk.hop_skip_jump(label_zero, X, Y, X, tolerance=0.0), "tolerance"),
-        (lambda: walk.hop_skip_jump(label_zero, X, Y, X, tolerance=1.0), "tolerance"),
+        (lambda: walk.hop_skip_jump(label_zero, X, Y, X, num_steps=1, tolerance=0.0), "tolerance"),
+        (lambda: walk.hop_skip_jump(label_zero, X, Y, X, num_steps=1, tolerance=1.0), "tolerance"),
         (lambda: attack.shifted(X, 0), "1 to 3 pixels, not 0"),
         (lambda: attack.shifted(X, 4), "1 to 3 pixels, not 4"),
     ],

@@ -13,10 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vplib import seeding
 from vplib.nets import training
 
 Ask = Callable[[Tensor], Tensor]
 REWARDS = ("certainty", "diversity", "loss")
+LR, BATCH = 0.01, 64  # of clones
+# Of the adaptive choice: the bandit's step, queries a round (the policy moves between rounds),
+# training steps of its clone a round, and the recent rewards that scale and baseline come from.
+BANDIT_LR, ROUND, CLONE_STEPS, WINDOW = 0.5, 20, 2, 100
 
 
 def draw_rows(num_images: int, budget: int, num_draws: int, seed: int = 0) -> Tensor:
@@ -80,11 +85,8 @@ def train_clones(
     images: Tensor,
     targets: Tensor,
     *,
-    num_steps: int = 500,
-    lr: float = 0.01,
-    batch_size: int = 64,
+    num_steps: int,
     seed: int = 0,
-    description: str = "clones",
 ) -> training.Ensemble:
     """K clones, each on its own images and answers, from scratch and with cross-entropy.
 
@@ -94,10 +96,7 @@ def train_clones(
         targets: (K, B, classes) what the black boxes said.
         num_steps: about how many steps, whatever the budget: otherwise few queries would also mean
             little training.
-        lr: learning rate of Adam.
-        batch_size: images a step and clone.
         seed: of initialization and order.
-        description: names the progress bar.
 
     Source:
         Orekondy et al., Knockoff nets, CVPR 2019, section 4.2. The paper starts from ImageNet's
@@ -109,12 +108,12 @@ def train_clones(
         images.flatten(0, 1),
         targets.flatten(0, 1),
         torch.arange(num_clones * budget).view(num_clones, budget),
-        num_epochs=max(1, round(num_steps / -(-budget // batch_size))),
+        num_epochs=max(1, round(num_steps / -(-budget // BATCH))),
         optimizer="adam",
-        lr=lr,
-        batch_size=batch_size,
+        lr=LR,
+        batch_size=BATCH,
         seed=seed,
-        description=description,
+        description="clones",
     )
 
 
@@ -198,11 +197,7 @@ def choose_adaptively(
     num_classes: int,
     budget: int,
     *,
-    rewards: Sequence[str] = REWARDS,
-    lr: float = 0.5,
-    batch_size: int = 20,
-    num_steps: int = 2,
-    window: int = 100,
+    rewards: Sequence[str],
     seed: int = 0,
 ) -> Policy:
     """Learns while asking which part of a labelled pool is worth asking about.
@@ -219,10 +214,6 @@ def choose_adaptively(
         num_classes: of the black box.
         budget: queries, exactly.
         rewards: one or more of `REWARDS`; of several the sum counts, each scaled to [0, 1].
-        lr: step size of the bandit.
-        batch_size: queries a round; the policy moves between rounds.
-        num_steps: training steps of the clone a round.
-        window: recent rewards that scale and baseline come from.
         seed: decides the draws and the clone.
 
     Raises:
@@ -236,9 +227,7 @@ def choose_adaptively(
     if budget > len(images):
         raise ValueError(f"a pool of {len(images)} images has no {budget} different queries")
     rng = np.random.default_rng(seed)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        clone = build().to(images.device)
+    clone = seeding.initialized(build, seed).to(images.device)
     stepper = torch.optim.Adam(clone.parameters(), lr=0.003)
     leaves, leaf_of = torch.stack([sources, classes], 1).unique(dim=0, return_inverse=True)
     left = [list(rng.permutation(torch.where(leaf_of == i)[0])) for i in range(len(leaves))]
@@ -246,27 +235,28 @@ def choose_adaptively(
     rows, targets = [], images.new_zeros(0, num_classes)
     history, shares = {name: [] for name in (*rewards, "sum")}, []
     while len(rows) < budget:
-        share, taken = _sample(upper, lower, leaves[:, 0], left, rng, batch_size)
+        share, taken = _sample(upper, lower, leaves[:, 0], left, rng)
         taken = taken[: budget - len(rows)]
         shares.append(share)
         new = [int(left[leaf].pop()) for leaf in taken]
         found = as_targets(ask(images[new]), num_classes)
-        past = torch.cat([targets, found])[-len(found) - window :]
+        past = torch.cat([targets, found])[-len(found) - WINDOW :]
         with torch.no_grad():
             said = clone(images[new]).softmax(-1)
         each = dict(certainty=reward_certainty(found), diversity=reward_diversity(found, past))
         each["loss"] = reward_loss(found, said)
-        total = _scaled_sum({name: each[name] for name in rewards}, history, window)
-        advantages = total - float(np.mean(history["sum"][-window:]))
+        total = _scaled_sum({name: each[name] for name in rewards}, history)
+        advantages = total - float(np.mean(history["sum"][-WINDOW:]))
         at = leaves[taken, 0]
-        upper = update_preferences(upper, at, advantages, lr)
+        upper = update_preferences(upper, at, advantages, BANDIT_LR)
         for source in at.unique():
             inside = torch.where(leaves[:, 0] == source)[0]
             actions = torch.searchsorted(inside, torch.tensor(taken)[at == source])
-            lower[inside] = update_preferences(lower[inside], actions, advantages[at == source], lr)
+            gains = advantages[at == source]
+            lower[inside] = update_preferences(lower[inside], actions, gains, BANDIT_LR)
         rows += new
         targets = torch.cat([targets, found])
-        for _ in range(num_steps):
+        for _ in range(CLONE_STEPS):
             some = torch.from_numpy(rng.integers(len(rows), size=64))
             loss = F.cross_entropy(clone(images[torch.tensor(rows)[some]]), targets[some])
             stepper.zero_grad()
@@ -275,7 +265,7 @@ def choose_adaptively(
     return Policy(torch.tensor(rows), targets, torch.stack(shares))
 
 
-def _sample(upper, lower, source, left, rng, num: int) -> tuple[Tensor, list[int]]:
+def _sample(upper, lower, source, left, rng) -> tuple[Tensor, list[int]]:
     """The policy's probability of each source, and leaves drawn from it that have images left."""
     empty = torch.tensor([not rows for rows in left])
     level = lower.masked_fill(empty, -torch.inf)
@@ -286,19 +276,19 @@ def _sample(upper, lower, source, left, rng, num: int) -> tuple[Tensor, list[int
         weight[source == s] = (share[s] * level[source == s].softmax(-1)).double()
     chances = (weight / weight.sum()).numpy()
     drawn, room = [], [len(rows) for rows in left]
-    for leaf in rng.choice(len(left), size=num, p=chances).tolist():
+    for leaf in rng.choice(len(left), size=ROUND, p=chances).tolist():
         if room[leaf]:
             room[leaf] -= 1
             drawn.append(leaf)
     return share, drawn
 
 
-def _scaled_sum(rewards: dict[str, Tensor], history: dict, window: int) -> Tensor:
+def _scaled_sum(rewards: dict[str, Tensor], history: dict) -> Tensor:
     """The sum of rewards, each scaled to [0, 1] by its recent range; notes what it has seen."""
     total = 0
     for name, values in rewards.items():
         history[name] += values.tolist()
-        recent = history[name][-window:]
+        recent = history[name][-WINDOW:]
         low, high = min(recent), max(recent)
         total = total + (values - low).clamp_min(0) / max(high - low, 1e-9)
     history["sum"] += total.tolist()

@@ -19,6 +19,10 @@ from vplib.attacks.extraction_functionality.knockoff import (
 from vplib.nets import stacked, training
 
 STRATEGIES = ("random", "uncertainty", "k-center", "margin")
+NUM_ROUNDS = 5  # of active learning
+# Of breeding: latent vectors a class and generation, how many of them have offspring, generations
+# until a new population is drawn, and the standard deviation of a mutation.
+POPULATION, ELITE, GENERATIONS, SPREAD = 20, 5, 5, 1.0
 
 
 class Answered(NamedTuple):
@@ -36,13 +40,12 @@ def choose_actively(
     budget: int,
     strategy: str,
     *,
-    num_rounds: int = 5,
-    num_steps: int = 500,
+    num_steps: int,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Active learning for K attackers at once: train on the answers so far, choose the next images.
 
-    The first round is random, and all rounds are of one size. Images are chosen by what the
+    The first of `NUM_ROUNDS` is random, and all are of one size. Images are chosen by what the
     attacker's own clone says about them; none is asked about twice.
 
     Args:
@@ -53,7 +56,6 @@ def choose_actively(
         budget: queries an attacker, exactly.
         strategy: one of `STRATEGIES`: "random"; "uncertainty" (entropy); "k-center" (far from all
             that is asked, in the clone's answers); "margin" (near the clone's decision boundary).
-        num_rounds: rounds of queries.
         num_steps: training steps of the clones a round.
         seed: decides the first round, the random strategy and the clones.
 
@@ -72,7 +74,7 @@ def choose_actively(
     rows = draw_rows(len(images), budget, len(asks), seed).to(images.device)
     if strategy == "random":
         return rows, ask_all(asks, images[rows], num_classes)
-    sizes = [len(part) for part in torch.arange(budget).chunk(num_rounds)]
+    sizes = [len(part) for part in torch.arange(budget).chunk(NUM_ROUNDS)]
     rows = rows[:, : sizes[0]]
     targets = ask_all(asks, images[rows], num_classes)
     for size in sizes[1:]:
@@ -178,10 +180,6 @@ def evolve_queries(
     num_classes: int,
     budget: int,
     *,
-    population: int = 20,
-    elite: int = 5,
-    num_generations: int = 5,
-    spread: float = 1.0,
     seed: int = 0,
 ) -> Answered:
     """Breeds generated images that the black box is sure about, some for each class.
@@ -194,10 +192,6 @@ def evolve_queries(
         num_latents: size of a latent vector.
         num_classes: of the black box.
         budget: queries, exactly.
-        population: latent vectors a class and generation.
-        elite: how many of them have offspring.
-        num_generations: after so many a new population is drawn.
-        spread: standard deviation of a mutation.
         seed: decides populations and mutations.
 
     Source:
@@ -208,16 +202,16 @@ def evolve_queries(
     wanted = torch.eye(num_classes)[:, None]
     images, targets, left, latents = [], [], budget, None
     while left:
-        if len(images) % num_generations == 0:
-            latents = torch.randn(num_classes, population, num_latents, generator=generator)
+        if len(images) % GENERATIONS == 0:
+            latents = torch.randn(num_classes, POPULATION, num_latents, generator=generator)
         some = generate(latents.flatten(0, 1))[:left]
         found = as_targets(ask(some), num_classes)
         images.append(some)
         targets.append(found)
         left -= len(some)
         if left:
-            best = fittest(found.view(num_classes, population, -1).cpu(), wanted, elite)
+            best = fittest(found.view(num_classes, POPULATION, -1).cpu(), wanted, ELITE)
             parents = latents.gather(1, best[..., None].expand(-1, -1, num_latents))
-            parents = parents.repeat(1, -(-population // elite), 1)[:, :population]
-            latents = parents + spread * torch.randn(parents.shape, generator=generator)
+            parents = parents.repeat(1, -(-POPULATION // ELITE), 1)[:, :POPULATION]
+            latents = parents + SPREAD * torch.randn(parents.shape, generator=generator)
     return Answered(torch.cat(images), torch.cat(targets))

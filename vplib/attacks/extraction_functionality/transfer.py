@@ -7,10 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vplib import datasets
+
 PHOTOGRAPHS = (  # those that travel inside scikit-image: nothing is downloaded
     "astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "moon",
     "rocket",
 )  # fmt: skip
+MAX_STROKES = 3  # in an image
+MARGIN = 0.15  # the largest around ink, as a share of the frame
 
 
 def noise_images(num_images: int, shape: Sequence[int], seed: int = 0) -> Tensor:
@@ -25,10 +29,8 @@ def noise_images(num_images: int, shape: Sequence[int], seed: int = 0) -> Tensor
     return torch.rand((num_images, *shape), generator=generator)
 
 
-def stroke_images(
-    num_images: int, shape: Sequence[int], seed: int = 0, max_strokes: int = 3
-) -> tuple[Tensor, Tensor]:
-    """Pen strokes: one to `max_strokes` curves of random bends, drawn with a round soft pen.
+def stroke_images(num_images: int, shape: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Pen strokes: one to `MAX_STROKES` curves of random bends, drawn with a round soft pen.
 
     Nobody's handwriting and no digit font: what an attacker can render who only knows that the
     victim reads something written.
@@ -37,7 +39,6 @@ def stroke_images(
         num_images: how many.
         shape: (C, H, W) of one image; all channels are equal.
         seed: decides the strokes.
-        max_strokes: the largest number of strokes in an image.
 
     Returns:
         (N, C, H, W) images in [0, 1], bright on dark, and (N,) the number of strokes less one.
@@ -48,15 +49,15 @@ def stroke_images(
     def uniform(*size):
         return torch.rand(size, generator=generator)
 
-    count = torch.randint(max_strokes, (num_images,), generator=generator)
+    count = torch.randint(MAX_STROKES, (num_images,), generator=generator)
     along = torch.linspace(0, 1, 16).view(1, 1, -1, 1)
-    direction = 2 * torch.pi * uniform(num_images, max_strokes, 1, 1)
-    bend = 3 * torch.pi * (uniform(num_images, max_strokes, 1, 1) - 0.5)
-    length = 0.5 + uniform(num_images, max_strokes, 1, 1)
+    direction = 2 * torch.pi * uniform(num_images, MAX_STROKES, 1, 1)
+    bend = 3 * torch.pi * (uniform(num_images, MAX_STROKES, 1, 1) - 0.5)
+    length = 0.5 + uniform(num_images, MAX_STROKES, 1, 1)
     angle = direction + bend * along
     steps = torch.cat([angle.cos(), angle.sin()], -1) * length / along.numel()
-    points = uniform(num_images, max_strokes, 1, 2) + steps.cumsum(2)
-    drawn = (torch.arange(max_strokes) <= count[:, None])[..., None, None]
+    points = uniform(num_images, MAX_STROKES, 1, 2) + steps.cumsum(2)
+    drawn = (torch.arange(MAX_STROKES) <= count[:, None])[..., None, None]
     points = torch.where(drawn, points, points[:, :1]).flatten(1, 2)
     low, high = points.aminmax(dim=1, keepdim=True)
     frame = 0.65 + 0.2 * uniform(num_images, 1, 1)
@@ -111,7 +112,7 @@ def photograph_patches(
     return (patches - low) / (high - low).clamp_min(1e-6), torch.from_numpy(source)
 
 
-def fill_frame(images: Tensor, size: int, margin: float = 0.15, seed: int = 0) -> Tensor:
+def fill_frame(images: Tensor, size: int, seed: int = 0) -> Tensor:
     """Each image cut to the square around its ink, with a random margin, and at full contrast.
 
     Sets of written characters differ in how they are framed; whoever does not know the victim's
@@ -121,13 +122,12 @@ def fill_frame(images: Tensor, size: int, margin: float = 0.15, seed: int = 0) -
         images: (N, C, H, W) in [0, 1], bright ink on dark; what is bright on average, as ink on
             paper, is inverted first.
         size: height and width of the result, in pixels.
-        margin: the largest margin, as a share of the frame.
-        seed: decides the margins.
+        seed: decides the margins, up to `MARGIN`.
 
     Returns:
         (N, C, size, size) in [0, 1].
     """
-    margins = margin * np.random.default_rng(seed).random(len(images))
+    margins = MARGIN * np.random.default_rng(seed).random(len(images))
     on_paper = images.mean((1, 2, 3), keepdim=True) > 0.5
     images = torch.where(on_paper, 1 - images, images)
     ink = images.amax(1) >= 0.2 * images.amax((1, 2, 3), keepdim=True)[:, 0]
@@ -139,6 +139,6 @@ def fill_frame(images: Tensor, size: int, margin: float = 0.15, seed: int = 0) -
         side = round(max(high, wide) / (1 - 2 * share))
         top, left = (side - high) // 2, (side - wide) // 2
         image = F.pad(image, (left, side - wide - left, top, side - high - top))
-        cut.append(F.interpolate(image[None], (size, size), mode="bilinear", antialias=True))
+        cut.append(datasets.resize(image[None], size))
     cut = torch.cat(cut)
     return (cut / cut.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)).clamp(0, 1)

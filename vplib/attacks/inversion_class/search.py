@@ -16,6 +16,7 @@ from vplib import experiment, threads
 from vplib.nets import stacked, training
 
 Predict = Callable[[Tensor], Tensor]
+CHUNK = 8  # images at a time by finite differences, each with hundreds of queries a step
 
 
 class Inversion(NamedTuple):
@@ -55,8 +56,8 @@ def invert_class(
     targets: Tensor,
     start: Tensor,
     *,
-    num_steps: int = 50,
-    lr: float = 1.0,
+    num_steps: int,
+    lr: float,
     logarithm: bool = True,
     trace_at: tuple[int, ...] = (),
 ) -> Inversion:
@@ -104,11 +105,10 @@ def invert_class_black_box(
     targets: Tensor,
     start: Tensor,
     *,
-    num_steps: int = 15,
-    lr: float = 2.0,
+    num_steps: int,
+    lr: float,
     difference: float = 0.5,
     patch: int = 1,
-    batch_size: int = 8,
 ) -> Inversion:
     """The same descent with slopes from finite differences, which are paid for in queries.
 
@@ -122,7 +122,6 @@ def invert_class_black_box(
             images stay in [0, 1]. Large ones are seen through rounded answers.
         patch: height and width of what is moved at once, in pixels. One step of an image costs
             C * H * W / patch^2 queries, and one more.
-        batch_size: images at a time.
 
     Returns:
         N inversions. Where an answer does not change, the image stays.
@@ -145,7 +144,7 @@ def invert_class_black_box(
     moves = torch.eye(num_moves, device=start.device).view(num_moves, *coarse)
     moves = _enlarged(moves, patch)
     found, sure = [], []
-    parts = list(zip(start.split(batch_size), targets.split(batch_size), strict=True))
+    parts = list(zip(start.split(CHUNK), targets.split(CHUNK), strict=True))
     for x, wanted in experiment.progress(parts, "black-box inversion"):
         column = wanted[:, None]
         for _ in range(num_steps):
@@ -172,8 +171,8 @@ def invert_latents(
     decode: Callable[[Tensor], Tensor],
     start: Tensor,
     *,
-    num_steps: int = 80,
-    lr: float = 0.05,
+    num_steps: int,
+    lr: float,
     prior: float = 0.0,
     trace_at: tuple[int, ...] = (),
 ) -> Inversion:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vplib import experiment
 
 ARMIJO, CURVATURE, MAX_TRIALS = 1e-4, 0.9, 25  # of the strong Wolfe conditions
+MEMORY = 10  # past steps that approximate the curvature
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -42,23 +43,19 @@ def minimize(
     starts: Tensor,
     num_evaluations: int,
     *,
-    line_search: bool = True,
-    memory: int = 10,
-    stop_below: float = 0.0,
+    line_search: bool,
     keep_every: int | None = None,
     description: str = "",
 ) -> Minimum:
-    """Minimizes K functions of D variables; a problem ends when no step makes it smaller.
+    """Minimizes K functions that are never negative; one ends at 0 or when no step lowers it.
 
     Args:
-        evaluate: from points (A, D) and the numbers (A,) of the problems that they belong to, to
-            values (A,) and gradients (A, D).
+        evaluate: the functions, of D variables: from points (A, D) and the numbers (A,) of the
+            problems that they belong to, to values (A,) and gradients (A, D).
         starts: (K, D) where to start.
         num_evaluations: at most this many of each problem.
         line_search: strong Wolfe; without it each step is 1 long, as in `torch.optim.LBFGS` by
             default, and a problem may diverge.
-        memory: how many past steps approximate the curvature.
-        stop_below: a problem whose value falls below this ends.
         keep_every: evaluations between two kept points; None keeps the first and the last.
         description: names the progress bar; empty for none.
 
@@ -72,13 +69,13 @@ def minimize(
     x, rows = starts.clone(), torch.arange(num, device=starts.device)
     f, g = evaluate(x, rows)
     best, best_f, used = x.clone(), f.clone(), torch.ones_like(rows)
-    past = _Memory(x, memory)
+    past = _Memory(x)
     d, t = -g, (1 / g.abs().sum(1)).clamp(max=1)
     slope, trials = (g * d).sum(1), torch.zeros_like(rows)
     zero = torch.zeros_like(f)
     low, high = [zero.clone(), f.clone(), slope.clone()], [zero + torch.inf for _ in range(3)]
     low_g = g.clone()
-    running = f.isfinite() & (f > stop_below) & (slope < 0)
+    running = f.isfinite() & (f > 0) & (slope < 0)
     path, path_values = [x.clone()], [f.clone()]
     counter = range(1, num_evaluations)
     for count in experiment.progress(counter, description) if description else counter:
@@ -135,7 +132,7 @@ def minimize(
         low_g[end_rows] = after
         high[0][end_rows] = torch.inf
         high[1][end_rows] = torch.inf
-        running[end_rows] &= (after_f > stop_below) & (slope[end_rows] < 0)
+        running[end_rows] &= (after_f > 0) & (slope[end_rows] < 0)
         if not line_search:
             best, best_f = x, f
         if keep_every and count % keep_every == 0:
@@ -163,18 +160,17 @@ def _between(low: list[Tensor], high: list[Tensor], on: Tensor) -> Tensor:
 class _Memory:
     """The last steps of each problem, and what they did to its gradient."""
 
-    def __init__(self, x: Tensor, size: int):
-        self.size = size
-        self.steps = x.new_zeros(size, *x.shape)
+    def __init__(self, x: Tensor):
+        self.steps = x.new_zeros(MEMORY, *x.shape)
         self.changes = self.steps.clone()
-        self.weights = x.new_zeros(size, len(x))
+        self.weights = x.new_zeros(MEMORY, len(x))
         self.count = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def push(self, rows: Tensor, steps: Tensor, changes: Tensor) -> None:
         """Notes a step of these problems, where the curvature along it is positive."""
         product = (steps * changes).sum(1)
         fine = product > 1e-12 * steps.norm(dim=1) * changes.norm(dim=1)
-        rows, place = rows[fine], self.count[rows[fine]] % self.size
+        rows, place = rows[fine], self.count[rows[fine]] % MEMORY
         self.steps[place, rows], self.changes[place, rows] = steps[fine], changes[fine]
         self.weights[place, rows] = 1 / product[fine]
         self.count[rows] += 1
@@ -183,8 +179,8 @@ class _Memory:
         """The quasi-Newton direction (two-loop recursion), and which problems have a memory."""
         count, q, alphas = self.count[rows], gradient.clone(), []
         known = count > 0
-        most = min(int(count.max()), self.size) if len(rows) else 0
-        order = [((count - 1 - i) % self.size, (i < count)) for i in range(most)]
+        most = min(int(count.max()), MEMORY) if len(rows) else 0
+        order = [((count - 1 - i) % MEMORY, (i < count)) for i in range(most)]
         for place, have in order:
             alpha = self.weights[place, rows] * (self.steps[place, rows] * q).sum(1) * have
             q -= alpha[:, None] * self.changes[place, rows]

@@ -61,7 +61,6 @@ def invert_gradient(
     line_search: bool = True,
     num_evaluations: int = 200,
     step_size: float = 0.1,
-    restarts: int = 1,
     start: str = "gray",
     relative: bool = True,
     keep_every: int | None = None,
@@ -85,17 +84,16 @@ def invert_gradient(
         ignore_zeros: leave out entries that are zero in the message (for pruned messages).
         optimizer: "lbfgs" or "signed adam".
         line_search: of L-BFGS.
-        num_evaluations: gradients of the objective, for each message and restart.
+        num_evaluations: gradients of the objective, for each message.
         step_size: of signed Adam.
-        restarts: attempts for each message; the best by the attacker's own objective is returned.
-        start: one of `STARTS`; with "gray" only the first attempt is, the others are "uniform".
+        start: one of `STARTS`.
         relative: divide the squared distance by the squared norm of the message.
         keep_every: evaluations between two kept images on the way.
         seed: decides the starts.
         description: names the progress bar; empty for none.
 
     Returns:
-        The best attempt for each message.
+        What was found for each message.
 
     Raises:
         ValueError: a message does not fit the model, is zero or not finite, or a grant is missing.
@@ -125,8 +123,7 @@ def invert_gradient(
             return x, granted[rows]
         return x, points[:, pixels:].view(len(points), num_images, -1).softmax(-1)
 
-    def evaluate(points, attempts):
-        rows = attempts % num
+    def evaluate(points, rows):
         rows = slice(None) if torch.equal(rows, everyone) else rows  # nothing to copy
         with torch.enable_grad():
             points = points.detach().requires_grad_()
@@ -150,14 +147,10 @@ def invert_gradient(
             (slopes,) = torch.autograd.grad(total.sum(), points)
         return total.detach(), slopes
 
-    starts = [
-        draw_starts(num, flat, "uniform" if r and start == "gray" else start, seed + r)
-        for r in range(restarts)
-    ]
-    starts = torch.cat(starts).flatten(1)
+    starts = draw_starts(num, flat, start, seed).flatten(1)
     if labels is None:
         noise = torch.Generator().manual_seed(seed)
-        free = torch.randn(len(starts), num_images * num_classes, generator=noise)
+        free = torch.randn(num, num_images * num_classes, generator=noise)
         starts = torch.cat([starts, free], 1)
     starts = starts.to(like)
     settings = dict(keep_every=keep_every, description=description)
@@ -168,12 +161,9 @@ def invert_gradient(
             )
         else:
             found = _signed_adam(evaluate, starts, num_evaluations, step_size, pixels, **settings)
-    best = found.values.view(restarts, num).nan_to_num(torch.inf).argmin(0)
-    rows = best * num + everyone
-    images, told = parts(found.points[rows], everyone)
-    path = found.path[:, rows, :pixels].view(-1, num, *flat)
-    spent = found.evaluations.view(restarts, num).sum(0)
-    return Inversion(images, told, found.values[rows], path, found.path_values[:, rows], spent)
+    images, told = parts(found.points, everyone)
+    path = found.path[..., :pixels].view(-1, num, *flat)
+    return Inversion(images, told, found.values, path, found.path_values, found.evaluations)
 
 
 def _signed_adam(evaluate, starts, num_evaluations, lr, pixels, *, keep_every, description):
@@ -244,7 +234,7 @@ def infer_label(message: federated.Message, rule: str = "product") -> int:
     return int(products.argmin())
 
 
-def draw_starts(num: int, shape: Sequence[int], kind: str, seed: int = 0) -> Tensor:
+def draw_starts(num: int, shape: Sequence[int], kind: str, seed: int) -> Tensor:
     """Images to start from, (num, *shape): gray, noise, a noisy tile repeated, or black.
 
     Source: Wei et al., A framework for evaluating gradient leakage attacks, ESORICS 2020.
@@ -275,18 +265,17 @@ def match_batches(found: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([batch[order] for batch, order in zip(found, orders, strict=True)])
 
 
-def score_psnr(found: Tensor, truth: Tensor, cap: float = 60.0) -> Tensor:
-    """PSNR of each image after matching, (K, B) dB; capped, for equal images have an infinite one.
+def score_psnr(found: Tensor, truth: Tensor) -> Tensor:
+    """PSNR of each image after matching, (K, B) dB; at most 60: that of equal images is infinite.
 
     Args:
         found: (K, B, C, H, W); clipped to [0, 1], and gray where not finite.
         truth: the same shape, in [0, 1].
-        cap: the largest value.
     """
     clipped = found.to(truth).nan_to_num(0.5).clamp(0, 1)
     matched = match_batches(clipped, truth)
     quality = metrics.psnr(matched.flatten(0, 1), truth.flatten(0, 1))
-    return quality.clamp(max=cap).view(truth.shape[:2])
+    return quality.clamp(max=60.0).view(truth.shape[:2])
 
 
 def stack_messages(model: nn.Module, messages: Sequence[federated.Message]) -> dict[str, Tensor]:

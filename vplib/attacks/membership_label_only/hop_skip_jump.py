@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 PredictLabel = Callable[[Tensor], Tensor]
+MAX_TRIES = 100  # start images that a record may try
 CHUNK = 2**19  # pixels asked about at a time: what a processor's cache holds
 
 
@@ -50,29 +51,23 @@ class Starts(NamedTuple):
 
 
 def find_starts(
-    predict_label: PredictLabel,
-    labels: Tensor,
-    candidates: Tensor,
-    *,
-    max_tries: int = 100,
-    seed: int = 0,
+    predict_label: PredictLabel, labels: Tensor, candidates: Tensor, *, seed: int = 0
 ) -> Starts:
     """For each record, the first of the attacker's images that the victim labels otherwise.
 
-    Each record tries them in an order of its own; every try is a query of that record.
+    Each record tries up to `MAX_TRIES` in an order of its own; every try is a query of that record.
 
     Args:
         predict_label: the victim.
         labels: (N,) classes of the records.
         candidates: (M, C, H, W) images of the attacker's own, or noise; their classes are not
             used, only what the victim says about them.
-        max_tries: how many a record may try.
         seed: of the orders.
     """
     if candidates.ndim != 4 or not len(candidates):
         raise ValueError(f"start images must be (M, C, H, W), not {tuple(candidates.shape)}")
     rng = np.random.default_rng(seed)
-    tries = min(max_tries, len(candidates))
+    tries = min(MAX_TRIES, len(candidates))
     order = rng.random((len(labels), len(candidates))).argsort(1)[:, :tries]
     order = torch.from_numpy(order).to(candidates.device)
     images = candidates[order[:, 0]].clone()
@@ -143,7 +138,7 @@ def hop_skip_jump(
     labels: Tensor,
     starts: Tensor,
     *,
-    num_steps: int = 10,
+    num_steps: int,
     num_directions: int = 20,
     tolerance: float = 0.01,
     seed: int = 0,

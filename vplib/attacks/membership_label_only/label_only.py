@@ -147,8 +147,7 @@ def boundary_distances(
     labels: Tensor,
     candidates: Tensor,
     *,
-    max_tries: int = 100,
-    num_steps: int = 10,
+    num_steps: int,
     seed: int = 0,
     **settings,
 ) -> Boundary:
@@ -160,7 +159,6 @@ def boundary_distances(
         labels: (N,) their classes. Records that the victim labels otherwise have distance 0, so
             the gap attack is part of this one.
         candidates: (M, C, H, W) the attacker's own images, or noise, to start from.
-        max_tries: of start images a record.
         num_steps: of `hop_skip_jump`.
         seed: of starts and directions.
         **settings: the others of `hop_skip_jump`.
@@ -172,7 +170,7 @@ def boundary_distances(
     check_records(images, labels)
     queries = torch.ones_like(labels)
     right = (predict_label(images) == labels).nonzero().flatten()
-    starts = find_starts(predict_label, labels[right], candidates, max_tries=max_tries, seed=seed)
+    starts = find_starts(predict_label, labels[right], candidates, seed=seed)
     queries[right] += starts.queries
     distances = torch.zeros(len(images)).to(images)
     distances[right] = images[0].numel() ** 0.5

@@ -88,9 +88,13 @@ class Circuit:
 
 
 def binary_layer(
-    circuit: Circuit, bits: list, weights: np.ndarray, thresholds: np.ndarray, sparse: bool = True,
-    tree: bool = True,
-) -> list:  # fmt: skip
+    circuit: Circuit,
+    bits: list,
+    weights: np.ndarray,
+    thresholds: np.ndarray,
+    sparse: bool,
+    tree: bool,
+) -> list:
     """Neurons of weights -1 and 1 on bits that stand for -1 and 1.
 
     Args:

@@ -68,8 +68,6 @@ class LaneServer:
         network: made by `encrypted_network.quantize`.
         session_key: of the HMAC, shared with the client.
         known: an image of the server's, (H, W) in [0, 1], whose answer the offer promises.
-        parameters: of the encryption, primes of 26 bits at most; by default seven of them, and one
-            that SEAL sets aside.
 
     Raises:
         OverBudget: a result could overflow; nothing was encrypted yet.
@@ -78,22 +76,11 @@ class LaneServer:
 
     form = "lanes"
 
-    def __init__(
-        self,
-        network: networks.IntegerNetwork,
-        session_key: bytes,
-        known: np.ndarray,
-        parameters: Parameters | None = None,
-    ):
-        if parameters is None:
-            parameters = replace(PARAMETERS, scale_bits=int(np.log2(network.input_scale)))
+    def __init__(self, network: networks.IntegerNetwork, session_key: bytes, known: np.ndarray):
+        parameters = replace(PARAMETERS, scale_bits=int(np.log2(network.input_scale)))
         self.session_key, self.parameters, self.network = session_key, parameters, network
         self.primes = parameters.seal_context()[1][:-1]
         networks.check_budget(network, sum(np.log2(self.primes)))
-        if network.input_scale != 2.0**parameters.scale_bits:
-            raise ValueError("the network's input_bits must be the parameters' scale_bits")
-        if max(self.primes) > 2**26:
-            raise ValueError("float64 lanes need primes of at most 26 bits")
         sums = [np.abs(w.reshape(len(w), -1)).sum(1).max() for w in network.weights]
         if max(2 * sums[0], *sums[1:]) * (max(self.primes) / 2 + 2) + 2**26 > 2**52:
             raise ValueError("a dot product could exceed 2^52; use fewer weight_bits")

@@ -17,6 +17,11 @@ from vplib import threads
 from vplib.nets import models, training
 from vplib.victims.endpoint import keep_label, rounded, top_k
 
+# Of MemGuard's search: gradient steps, their length in the space of logits, and the weights of the
+# distortion in the loss, rising; each starts a search of its own, until one fails, and the last
+# success is the noise.
+NUM_STEPS, STEP, WEIGHTS = 300, 0.1, (0.1, 1.0, 10.0, 100.0)
+
 __all__ = ["MemGuard", "keep_label", "rounded", "temperature", "top_k", "train_classifier"]
 
 
@@ -40,14 +45,13 @@ def temperature(probabilities: Tensor, t: float) -> Tensor:
 
 
 def train_classifier(
-    probabilities: Tensor, members: Tensor, *, num_steps: int = 1000, seed: int = 0
+    probabilities: Tensor, members: Tensor, *, seed: int = 0
 ) -> Callable[[Tensor], Tensor]:
     """A membership classifier on answers in falling order: what a defender expects to meet.
 
     Args:
         probabilities: (N, classes) answers.
         members: (N,) whether the model was trained on the record.
-        num_steps: about how many training steps of 128 answers.
         seed: of initialization and order.
 
     Returns:
@@ -64,7 +68,7 @@ def train_classifier(
         (features - center) / spread,
         members.long(),
         torch.arange(len(features))[None],
-        num_epochs=max(1, num_steps * 128 // len(features)),
+        num_epochs=max(1, 128_000 // len(features)),
         optimizer="adam",
         lr=0.003,
         batch_size=128,
@@ -91,10 +95,6 @@ class MemGuard:
     Args:
         classifier: from (N, classes) answers to (N,) logits of "member", differentiable.
         budget: expected L1 distortion of an answer that is allowed, from 0 to 2.
-        num_steps: gradient steps of one search.
-        step: length of a gradient step in the space of logits.
-        weights: of the distortion in the loss, rising; each starts a search of its own, until one
-            fails, and the last success is the noise.
         seed: the defender's secret.
 
     Source:
@@ -107,10 +107,7 @@ class MemGuard:
     """
 
     classifier: Callable[[Tensor], Tensor]
-    budget: float = 1.0
-    num_steps: int = 300
-    step: float = 0.1
-    weights: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
+    budget: float
     seed: int = 0
 
     def __post_init__(self):
@@ -155,8 +152,8 @@ class MemGuard:
         near, far = logits.clone(), logits.clone()  # on either side of the classifier's boundary
         missing = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         rows = missing.nonzero().flatten()
-        searches = [(weight, 1.0) for weight in self.weights]
-        searches += [(self.weights[0], scale) for scale in (0.5, 0.25, 0.1)]
+        searches = [(weight, 1.0) for weight in WEIGHTS]
+        searches += [(WEIGHTS[0], scale) for scale in (0.5, 0.25, 0.1)]
         for weight, scale in searches:
             if scale < 1:  # whoever is stuck starts again, from a flatter answer
                 rows = missing.nonzero().flatten()
@@ -181,7 +178,7 @@ class MemGuard:
         success = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         rows = torch.arange(len(logits), device=logits.device)
         others = torch.zeros_like(logits).scatter(-1, label, -torch.inf)
-        for _ in range(self.num_steps):
+        for _ in range(NUM_STEPS):
             z = after[rows].requires_grad_()
             answer = z.softmax(-1)
             member = self.classifier(answer)
@@ -197,7 +194,7 @@ class MemGuard:
                 slope /= slope.norm(dim=-1, keepdim=True).clamp_min(1e-12)
                 rows, slope = rows[~crossed], slope[~crossed]
                 before[rows] = after[rows]
-                after[rows] -= self.step * slope
+                after[rows] -= STEP * slope
             if not len(rows):
                 break
         return before, after, success

@@ -162,14 +162,13 @@ def cloak(
 
 
 @torch.no_grad()
-def within_budget(images: Tensor, changes: Tensor, budget: float, num_halvings: int = 12) -> Tensor:
+def within_budget(images: Tensor, changes: Tensor, budget: float) -> Tensor:
     """The photos with as much of their change, at most all of it, as the budget allows.
 
     Args:
         images: (N, C, H, W) photos in [0, 1]; they are rounded to 8 bits first.
         changes: (N, C, H, W) to add. Random ones, large enough, make noise of equal DSSIM.
         budget: the largest DSSIM, after rounding to 8 bits.
-        num_halvings: bisections of the share that is kept.
 
     Returns:
         (N, C, H, W) on 8-bit levels. No photo exceeds its budget: at worst it stays as it was.
@@ -181,7 +180,7 @@ def within_budget(images: Tensor, changes: Tensor, budget: float, num_halvings: 
     photos, low = to_levels(images), torch.zeros(len(images), 1, 1, 1, device=images.device)
     high, best = torch.ones_like(low), to_levels(images)
     share = high  # the first try is all of it
-    for _ in range(num_halvings):
+    for _ in range(12):  # the share to one part in two thousand
         tried = to_levels(photos + share * changes)
         fits = (dssim(tried, photos) <= budget * (1 - 1e-3))[:, None, None, None]  # float error
         best = torch.where(fits, tried, best)
@@ -203,20 +202,19 @@ def nearest(gallery: Tensor, people: Tensor) -> Recognize:
     return lambda probes: identify(gallery, people, probes)
 
 
-def linear_head(gallery: Tensor, people: Tensor, ridge: float = 0.1) -> Recognize:
-    """A tracker that fits a linear head on the embeddings, by least squares on one-hot names.
+def linear_head(gallery: Tensor, people: Tensor) -> Recognize:
+    """A tracker that fits a linear head on the embeddings, by ridge regression on one-hot names.
 
     Args:
         gallery: as in `nearest`.
         people: as in `nearest`.
-        ridge: penalty on the weights.
 
     Returns:
         As `nearest`.
     """
     names, index = people.unique(return_inverse=True)
     classes = F.one_hot(index).to(gallery)
-    gram = gallery.T @ gallery + ridge * torch.eye(gallery.shape[1]).to(gallery)
+    gram = gallery.T @ gallery + 0.1 * torch.eye(gallery.shape[1]).to(gallery)
     weights = torch.linalg.solve(gram, gallery.T @ classes)
     return lambda probes: names[(probes @ weights).argmax(-1)]
 
@@ -225,10 +223,8 @@ def universal_perturbation(
     images: Tensor,
     extractors: Embed | Sequence[Embed],
     *,
-    size: float = 0.06,
-    num_steps: int = 60,
-    batch_size: int = 64,
-    lr: float = 0.01,
+    size: float,
+    num_steps: int,
     seed: int = 0,
 ) -> Tensor:
     """One change for all photos that turns each embedding away from where it was.
@@ -237,9 +233,7 @@ def universal_perturbation(
         images: (N, C, H, W) photos to learn from, of anybody but the users.
         extractors: the protector's networks; the change must turn all of them.
         size: the largest change of a pixel, where 1 is from black to white.
-        num_steps: steps of Adam, each on a random batch.
-        batch_size: photos a step.
-        lr: its step.
+        num_steps: steps of Adam, each on a random batch of 64 photos.
         seed: of start and batches.
 
     Returns:
@@ -261,9 +255,9 @@ def universal_perturbation(
     with torch.no_grad():
         before = [embed(images) for embed in extractors]
     change = (size * (2 * _uniform(images[:1], seed) - 1)).requires_grad_()
-    stepper = torch.optim.Adam([change], lr=lr)
+    stepper = torch.optim.Adam([change], lr=0.01)
     for _ in range(num_steps):
-        rows = torch.from_numpy(rng.integers(0, len(images), min(batch_size, len(images))))
+        rows = torch.from_numpy(rng.integers(0, len(images), min(64, len(images))))
         x = (images[rows] + change).clamp(0, 1)
         pairs = zip(extractors, before, strict=True)
         alike = sum((embed(x) * old[rows]).sum(-1).mean() for embed, old in pairs)
@@ -325,7 +319,7 @@ def to_png(images: Tensor) -> Tensor:
     return _through_file(images, "PNG")
 
 
-def to_jpeg(images: Tensor, quality: int = 90) -> Tensor:
+def to_jpeg(images: Tensor, quality: int) -> Tensor:
     """The photos after they were written as JPEG files and read again.
 
     Args:
