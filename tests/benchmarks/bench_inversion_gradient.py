@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from bench_training import medians
 
-from vplib import datasets, experiment, models
+from vplib import datasets, experiment
 from vplib.attacks.inversion_gradient import leakage as attack
+from vplib.attacks.inversion_gradient.network import lenet
 from vplib.victims import federated
 
 
@@ -69,7 +70,7 @@ def compare(size: int, dtype, clients: int, evaluations: int, rounds: int, line_
     data = datasets.load("faces", "test", num_images=clients)
     images = F.interpolate(data.images, size=(size, size), mode="area").to(dtype)[:, None]
     torch.manual_seed(0)
-    model = models.lenet(images.shape[2:], len(data.classes), spread=0.1).to(dtype)
+    model = lenet(images.shape[2:], len(data.classes), spread=0.1).to(dtype)
     sent = [
         federated.share_gradient(model, x, y[None])
         for x, y in zip(images, data.labels, strict=True)
@@ -96,7 +97,7 @@ def side_by_side(clients: int, evaluations: int, rounds: int) -> None:
     data = datasets.load("faces", "test", num_images=clients)
     images = F.interpolate(data.images, size=(16, 16), mode="area")[:, None]
     torch.manual_seed(0)
-    model = models.lenet(images.shape[2:], len(data.classes), spread=0.1)
+    model = lenet(images.shape[2:], len(data.classes), spread=0.1)
     labels = data.labels[:, None]
     sent = [federated.share_gradient(model, x, y) for x, y in zip(images, labels, strict=True)]
     calls = {

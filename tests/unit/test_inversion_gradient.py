@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vplib import exercises, experiment, models
+from vplib import exercises, experiment
 from vplib.attacks.inversion_gradient import exercises as solutions
 from vplib.attacks.inversion_gradient import lbfgs
 from vplib.attacks.inversion_gradient import leakage as attack
+from vplib.attacks.inversion_gradient.network import lenet
 from vplib.victims import federated
 
 SHAPE, CLASSES = (1, 8, 8), 5
@@ -20,7 +21,7 @@ SHAPE, CLASSES = (1, 8, 8), 5
 
 def network(activation="sigmoid", seed=0):
     torch.manual_seed(seed)
-    return models.lenet(SHAPE, CLASSES, activation, channels=6, spread=0.2).double()
+    return lenet(SHAPE, CLASSES, activation, channels=6, spread=0.2).double()
 
 
 def clients(num=3, batch=1, seed=1):
@@ -39,7 +40,7 @@ def one_hot(labels):
 
 def with_norm(mode):
     torch.manual_seed(0)
-    layers = list(models.lenet(SHAPE, CLASSES, channels=6, spread=0.2))
+    layers = list(lenet(SHAPE, CLASSES, channels=6, spread=0.2))
     return nn.Sequential(layers[0], nn.BatchNorm2d(6), *layers[1:]).double().train(mode)
 
 
@@ -48,7 +49,7 @@ def with_norm(mode):
 def test_simulated_gradients_are_those_of_autograd(build, batch):
     model, (images, labels) = build(), clients(batch=batch)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = federated.simulate(model, images, one_hot(labels))
+    found = attack.simulate(model, images, one_hot(labels))
     for k, message in enumerate(sent_by(model, images, labels)):
         for name, value in message.values.items():
             assert torch.allclose(found[name][k], value, atol=1e-12)
@@ -60,7 +61,7 @@ def test_simulated_gradients_are_those_of_autograd(build, batch):
 def test_simulated_updates_are_those_of_the_client(build):
     model, (images, labels) = build(), clients(batch=4)
     recipe = dict(lr=0.3, num_steps=5, batch_size=2)
-    found = federated.simulate(model, images, one_hot(labels), **recipe)
+    found = attack.simulate(model, images, one_hot(labels), **recipe)
     for k in range(len(images)):
         update = federated.share_update(model, images[k], labels[k], **recipe)
         for name, value in update.values.items():
@@ -214,7 +215,7 @@ def test_messages_that_cannot_be_inverted_are_refused():
     refused([], "no message")
     refused([message.map(torch.zeros_like)], "message 0 is zero everywhere")
     refused([message, message.map(lambda v: v * torch.nan)], "message 1 holds NaN or infinite")
-    wide = models.lenet(SHAPE, CLASSES, channels=7).double()
+    wide = lenet(SHAPE, CLASSES, channels=7, spread=None).double()
     refused(sent_by(wide, images, labels), r"0\.bias is \(7,\), not \(6,\); invert with the model")
     fewer = {n: v for n, v in message.values.items() if n != "7.bias"}
     refused([federated.Gradients(fewer)], r"7\.bias is absent, not \(5,\)")

@@ -6,15 +6,12 @@ update of named parameters. It has no field for images, labels, losses or a clie
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-
-from vplib.nets import stacked
+from torch.func import functional_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,57 +117,6 @@ def local_batches(num_images: int, num_steps: int, batch_size: int) -> list[slic
     """The rows of each local step: batch after batch, and again from the first."""
     batches = [slice(i, i + batch_size) for i in range(0, num_images, batch_size)]
     return [batches[step % len(batches)] for step in range(num_steps)]
-
-
-def simulate(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    lr: float | None = None,
-    num_steps: int | None = None,
-    batch_size: int | None = None,
-) -> dict[str, Tensor]:
-    """The messages that K clients with these images would send, differentiable in the images.
-
-    For who attacks a message: clients send detached copies. Batch norm in training mode takes the
-    statistics of each client's own batch, as the client did.
-
-    Args:
-        model: as the server sent it; its mode (train or eval) is that of the clients.
-        images: (K, B, C, H, W).
-        labels: (K, B, classes) probabilities.
-        lr: learning rate of local steps.
-        num_steps: local steps; None for a gradient instead of an update.
-        batch_size: images a local step, in order; all by default.
-
-    Returns:
-        By parameter name (K, ...).
-
-    Raises:
-        ValueError: the model drops units at random, which nobody else can repeat.
-    """
-    dropout = nn.modules.dropout._DropoutNd
-    if model.training and any(isinstance(m, dropout) for m in model.modules()):
-        raise ValueError(
-            "dropout in training mode: the attacker does not know which units the client dropped; "
-            "call model.eval(), or take a model without dropout"
-        )
-    small = images.shape[-1] <= 32  # there unfolded convolutions take half the time of vmap
-    if small and stacked.known(model, unfold=True):
-        forward = partial(stacked.forward, model, unfold=True)
-    else:
-        forward = vmap(stacked.functional(model))
-    slopes = partial(stacked.by_autograd, forward, create_graph=True)
-    start = {name: p.detach() for name, p in model.named_parameters()}
-    here = {n: p.expand(len(images), *p.shape).requires_grad_() for n, p in start.items()}
-    if num_steps is None:
-        return slopes(here, images, labels)[1]
-    num_images = images.shape[1]
-    for rows in local_batches(num_images, num_steps, batch_size or num_images):
-        _, found = slopes(here, images[:, rows], labels[:, rows])
-        here = {name: value - lr * found[name] for name, value in here.items()}
-    return {name: here[name] - start[name] for name in start}
 
 
 def aggregate(model: nn.Module, messages: Sequence[Message], weights=None, lr: float = 1.0) -> None:

@@ -5,5 +5,7 @@ from vplib.attacks.inversion_gradient.leakage import (
     invert_gradient,
     match_batches,
     score_psnr,
+    simulate,
     stack_messages,
 )
+from vplib.attacks.inversion_gradient.network import lenet
