@@ -21,6 +21,17 @@ NETS = {
     "tanh": lambda: models.mlp(SHAPE, CLASSES, (9,), "tanh"),
     "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES, bias=False)),
     "cnn": lambda: models.cnn(SHAPE, CLASSES, (3,), 8),
+    "strides": lambda: models.lenet(SHAPE, CLASSES, "tanh", 4),
+    "dilated": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=(2, 1), dilation=(2, 1), stride=(1, 2), bias=False),
+        nn.ReLU(inplace=True),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, CLASSES),
+    ),
+    "groups": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, CLASSES)
+    ),
     "group norm": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, CLASSES)
     ),
@@ -198,6 +209,13 @@ def test_batch_norm_is_refused_before_training():
             lambda: net, torch.rand(4, *SHAPE), torch.zeros(4, dtype=torch.int64),
             torch.arange(4)[None], sigma=1.0, sample_rate=0.5, num_steps=1,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(), nn.Linear(64, 64).requires_grad_(False)])
+def test_dropout_and_frozen_weights_are_refused(layer):
+    net = nn.Sequential(nn.Flatten(), layer, nn.Linear(64, CLASSES))
+    with pytest.raises(ValueError, match="buffers, dropout or frozen weights cannot be stacked"):
+        dp_sgd.check_trainable(net)
 
 
 def test_divergence_is_an_error():

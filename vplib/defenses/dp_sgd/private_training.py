@@ -177,7 +177,8 @@ def check_trainable(model: nn.Module) -> None:
         model: to be trained with DP-SGD.
 
     Raises:
-        ValueError: it has batch norm or another layer that Opacus' validator refuses.
+        ValueError: it has batch norm or another layer that Opacus' validator refuses, or cannot be
+            stacked.
     """
     errors = ModuleValidator.validate(model, strict=False)
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
@@ -187,6 +188,11 @@ def check_trainable(model: nn.Module) -> None:
         )
     if errors:
         raise ValueError(f"this model cannot be trained with DP-SGD: {errors[0]}")
+    if stacked.forward_of(model) is None:
+        raise ValueError(
+            "models with buffers, dropout or frozen weights cannot be stacked, which is how DP-SGD "
+            "trains them here; take a model without"
+        )
 
 
 def _poisson(num_records, rates, num_steps, generators):
