@@ -30,6 +30,53 @@ COUNTS = {  # images of train and test, or of all where a set has no split of it
 }
 
 
+SOURCES = {  # what `fetched` asks first, what it says to copy by hand, and what does without
+    "mnist": dict(
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/", instead="mnist5k",
+        files="the four idx files of MNIST (for example from the CVDF mirror) to {}/raw",
+    ),
+    "fashion_mnist": dict(
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", instead="mnist5k",
+        files="the four idx files, unpacked (github.com/zalandoresearch/fashion-mnist, or Debian's "
+        "package dataset-fashion-mnist) to {}/raw",
+    ),
+    "cifar10": dict(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", instead="mnist5k",
+        files="the files of cifar-10-python.tar.gz to {}",
+    ),
+    "cifar100": dict(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", instead="mnist5k",
+        files="the files of cifar-100-python.tar.gz to {}",
+    ),
+    "svhn": dict(
+        url="http://ufldl.stanford.edu/housenumbers/", instead="mnist5k",
+        files="train_32x32.mat and test_32x32.mat to {}",
+    ),
+    "usps": dict(
+        url="https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
+        files="usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}", instead="digits",
+    ),
+    "omniglot": dict(
+        url="https://raw.githubusercontent.com/brendenlake/omniglot/master/python/README.md",
+        files="images_background/ and images_evaluation/ (python/ of brendenlake/omniglot) to {}",
+        instead="digits",
+    ),
+    "lfw": dict(
+        url="https://ndownloader.figshare.com/files/5976015", instead="digits",
+        files="lfw_funneled/ (lfw-funneled.tgz; scikit-learn's fetch_lfw_people gets it) to {}",
+    ),
+    "celeba": dict(
+        url="https://drive.google.com/", instead="digits",
+        files="img_align_celeba/, identity_CelebA.txt and list_{{attr,bbox,landmarks_align}}_celeba"
+        ".txt, list_eval_partition.txt (mmlab.ie.cuhk.edu.hk/projects/CelebA.html) to {}",
+    ),
+    "olivetti": dict(
+        url="https://ndownloader.figshare.com/files/5976027", instead="digits",
+        files="olivetti_py3.pkz (scikit-learn's fetch_olivetti_faces writes it) to {}",
+    ),
+}  # fmt: skip
+
+
 def _parts(split: str) -> tuple[str, ...]:
     return ("train", "test") if split == "all" else (split,)
 
@@ -45,17 +92,11 @@ class _Arrays(NamedTuple):
     Args:
         kind: the name of torchvision's class for it.
         targets: the files or folders with the train part and the test part.
-        url: asked first for a download.
-        files: what to copy by hand.
-        instead: the embedded set that does without a network.
         classes: their names, by default torchvision's.
     """
 
     kind: str
     targets: tuple[str, str]
-    url: str
-    files: str
-    instead: str = "mnist5k"
     classes: tuple[str, ...] = ()
 
 
@@ -68,15 +109,8 @@ def _arrays(name: str, split: str) -> Stored:
     found = []
     for part in _parts(split):
         which = {"split": part} if kind is tv.SVHN else {"train": part == "train"}
-        place = fetched(
-            name,
-            data_root(),
-            told.targets[part == "test"],
-            partial(kind, **which, download=True),
-            url=told.url,
-            files=told.files,
-            instead=told.instead,
-        )
+        download = partial(kind, **which, download=True)
+        place = fetched(name, data_root(), told.targets[part == "test"], download, **SOURCES[name])
         with reading(name, place):
             data = kind(place.parent, **which, download=False)
             _check_count(name, part, len(data.data))
@@ -99,15 +133,7 @@ def _omniglot(split: str) -> Stored:
         for background in (True, False):
             tv.Omniglot(folder, background=background, download=True)
 
-    place = fetched(
-        "omniglot",
-        data_root(),
-        "omniglot-py",
-        download,
-        url="https://raw.githubusercontent.com/brendenlake/omniglot/master/python/README.md",
-        files="images_background/ and images_evaluation/ (python/ of brendenlake/omniglot) to {}",
-        instead="digits",
-    )
+    place = fetched("omniglot", data_root(), "omniglot-py", download, **SOURCES["omniglot"])
     files = []
     with reading("omniglot", place):
         for part in _parts(split):
@@ -131,15 +157,10 @@ def _lfw(split: str) -> Stored:
     """
     from sklearn.datasets import fetch_lfw_people
 
-    place = fetched(
-        "lfw",
-        data_root() / "sklearn",
-        "lfw_home",
-        lambda folder: fetch_lfw_people(data_home=folder, min_faces_per_person=500),
-        url="https://ndownloader.figshare.com/files/5976015",
-        files="lfw_funneled/ (lfw-funneled.tgz; scikit-learn's fetch_lfw_people gets it) to {}",
-        instead="digits",
-    )
+    def download(folder):
+        fetch_lfw_people(data_home=folder, min_faces_per_person=500)
+
+    place = fetched("lfw", data_root() / "sklearn", "lfw_home", download, **SOURCES["lfw"])
     with reading("lfw", place):
         files = sorted((place / "lfw_funneled").glob("*/*.jpg"))
         _check_count("lfw", "all", len(files))
@@ -159,16 +180,8 @@ def _celeba(split: str) -> Stored:
     """
     from torchvision import datasets as tv
 
-    place = fetched(
-        "celeba",
-        data_root(),
-        "celeba",
-        lambda folder: tv.CelebA(folder, split="all", target_type=[], download=True),
-        url="https://drive.google.com/",
-        files="img_align_celeba/, identity_CelebA.txt and list_{{attr,bbox,landmarks_align}}_celeba"
-        ".txt, list_eval_partition.txt (mmlab.ie.cuhk.edu.hk/projects/CelebA.html) to {}",
-        instead="digits",
-    )
+    download = partial(tv.CelebA, split="all", target_type=[], download=True)
+    place = fetched("celeba", data_root(), "celeba", download, **SOURCES["celeba"])
     with reading("celeba", place):
         data = tv.CelebA(place.parent, split="all", target_type=[])
         part = np.loadtxt(place / "list_eval_partition.txt", usecols=1, dtype=int, ndmin=1)
@@ -195,15 +208,11 @@ def _celeba(split: str) -> Stored:
 def _olivetti(split: str) -> Stored:
     from sklearn.datasets import fetch_olivetti_faces
 
-    place = fetched(
-        "olivetti",
-        data_root() / "sklearn",
-        "olivetti_py3.pkz",
-        lambda folder: fetch_olivetti_faces(data_home=folder),
-        url="https://ndownloader.figshare.com/files/5976027",
-        files="olivetti_py3.pkz (scikit-learn's fetch_olivetti_faces writes it) to {}",
-        instead="digits",
-    )
+    def download(folder):
+        fetch_olivetti_faces(data_home=folder)
+
+    told, root = SOURCES["olivetti"], data_root() / "sklearn"
+    place = fetched("olivetti", root, "olivetti_py3.pkz", download, **told)
     with reading("olivetti", place):
         found = fetch_olivetti_faces(data_home=place.parent, download_if_missing=False)
         _check_count("olivetti", "all", len(found.images))
@@ -212,36 +221,13 @@ def _olivetti(split: str) -> Stored:
 
 
 ARRAYS = {
-    "mnist": _Arrays(
-        "MNIST", ("MNIST",) * 2, "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "the four idx files of MNIST (for example from the CVDF mirror) to {}/raw", classes=DIGITS,
-    ),
-    "fashion_mnist": _Arrays(
-        "FashionMNIST", ("FashionMNIST",) * 2,
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "the four idx files, unpacked (github.com/zalandoresearch/fashion-mnist, or Debian's "
-        "package dataset-fashion-mnist) to {}/raw",
-    ),
-    "cifar10": _Arrays(
-        "CIFAR10", ("cifar-10-batches-py",) * 2,
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "the files of cifar-10-python.tar.gz to {}",
-    ),
-    "cifar100": _Arrays(
-        "CIFAR100", ("cifar-100-python",) * 2,
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        "the files of cifar-100-python.tar.gz to {}",
-    ),
-    "svhn": _Arrays(
-        "SVHN", ("train_32x32.mat", "test_32x32.mat"), "http://ufldl.stanford.edu/housenumbers/",
-        "train_32x32.mat and test_32x32.mat to {}", classes=DIGITS,
-    ),
-    "usps": _Arrays(
-        "USPS", ("usps.bz2", "usps.t.bz2"),
-        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
-        "usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}", "digits", DIGITS,
-    ),
-}  # fmt: skip
+    "mnist": _Arrays("MNIST", ("MNIST", "MNIST"), DIGITS),
+    "fashion_mnist": _Arrays("FashionMNIST", ("FashionMNIST", "FashionMNIST")),
+    "cifar10": _Arrays("CIFAR10", ("cifar-10-batches-py", "cifar-10-batches-py")),
+    "cifar100": _Arrays("CIFAR100", ("cifar-100-python", "cifar-100-python")),
+    "svhn": _Arrays("SVHN", ("train_32x32.mat", "test_32x32.mat"), DIGITS),
+    "usps": _Arrays("USPS", ("usps.bz2", "usps.t.bz2"), DIGITS),
+}
 LOADERS: dict[str, Callable[[str], Stored]] = {
     **{name: partial(_arrays, name) for name in ARRAYS},
     "olivetti": _olivetti,

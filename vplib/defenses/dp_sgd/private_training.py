@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import stack_module_state
 
 from vplib import experiment, seeding, threads
+from vplib.defenses.dp_sgd import bounds
 from vplib.nets import stacked, training
 from vplib.privacy import accounting
 
@@ -44,7 +45,7 @@ class Private(NamedTuple):
             note: what is not accounted for, such as tuning.
         """
         if self.sampling == "reshuffle":
-            return replace(accounting.zcdp_reshuffled(self.histories[k], delta), note=note)
+            return replace(bounds.zcdp_reshuffled(self.histories[k], delta), note=note)
         return accounting.state(self.histories[k], delta, note)
 
 
