@@ -9,7 +9,7 @@ loss, from gray, in the same precision (published: float32, and steps of length 
 is one evaluation of the closure, or of one client's objective. They are warmed up and take turns,
 on one thread, each for a fixed number of evaluations. The quality reached stands beside, for fast
 and wrong is none. Last come the notebook's grids: calls that do not depend on each other, one after
-another and side by side (`experiment.concurrently`), on all cores. Nothing is asserted.
+another and side by side (`concurrently`), on all cores. Nothing is asserted.
 """
 
 import argparse
@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from bench_training import medians
 
-from vplib import datasets, experiment
+from vplib import datasets
 from vplib.attacks.inversion_gradient import leakage as attack
 from vplib.attacks.inversion_gradient.network import lenet
+from vplib.attacks.inversion_gradient.side_by_side import concurrently
 from vplib.victims import federated
 
 
@@ -108,7 +109,7 @@ def side_by_side(clients: int, evaluations: int, rounds: int) -> None:
         for optimizer in ("lbfgs", "signed adam") for start in ("gray", "uniform")
     }  # fmt: skip
     sides = {
-        "side by side": lambda: experiment.concurrently(calls),
+        "side by side": lambda: concurrently(calls),
         "in a row": lambda: {name: call() for name, call in calls.items()},
     }
     seconds, found = medians(sides, rounds)

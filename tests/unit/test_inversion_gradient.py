@@ -2,6 +2,9 @@
 
 import dataclasses
 import inspect
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -9,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vplib import exercises, experiment
+from vplib import exercises
 from vplib.attacks.inversion_gradient import exercises as solutions
 from vplib.attacks.inversion_gradient import lbfgs
 from vplib.attacks.inversion_gradient import leakage as attack
 from vplib.attacks.inversion_gradient.network import lenet
+from vplib.attacks.inversion_gradient.protection import add_noise, prune
+from vplib.attacks.inversion_gradient.side_by_side import concurrently
 from vplib.victims import federated
 
 SHAPE, CLASSES = (1, 8, 8), 5
@@ -85,7 +90,7 @@ def test_reconstructions_side_by_side_are_those_in_a_row():
     )  # fmt: skip
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    found = experiment.concurrently(calls)
+    found = concurrently(calls)
     torch.set_num_threads(before)
     for name, call in calls.items():
         assert torch.equal(found[name].images, call().images), name
@@ -147,7 +152,7 @@ def test_restarts_are_chosen_by_the_attackers_objective():
 
 def test_zeros_of_a_pruned_message_are_left_out():
     model, (images, labels) = network(), clients(2)
-    messages = [federated.prune(m, 0.7) for m in sent_by(model, images, labels)]
+    messages = [prune(m, 0.7) for m in sent_by(model, images, labels)]
     quality = [
         attack.score_psnr(
             attack.invert_gradient(
@@ -319,3 +324,70 @@ def squares(found, wanted):
 def test_exercises_name_the_mistake(name, attempt, says, capsys):
     exercises.check(f"inversion_gradient.{name}", attempt)
     assert says in capsys.readouterr().out
+
+
+def test_noise_and_pruning():
+    message = federated.Gradients({"a": torch.full((100, 100), 3.0), "b": torch.full((4,), -3.0)})
+    noisy = add_noise(message, 0.5, torch.Generator().manual_seed(0))
+    noise = noisy.values["a"] - 3
+    assert abs(noise.std() - 1.5) < 0.05 and abs(noise.mean()) < 0.05
+    pruned = prune(federated.Update({"a": torch.tensor([[3.0, -1.0], [-4.0, 2.0]])}), 0.5)
+    assert pruned.values["a"].tolist() == [[3, 0], [-4, 0]]
+    assert type(pruned) is federated.Update
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_concurrent_calls_run_at_the_same_time_and_keep_their_order(two_threads):
+    meet = threading.Barrier(2, timeout=30)  # who comes alone waits, and fails
+
+    def call(value):
+        meet.wait()
+        return value, torch.get_num_threads()
+
+    calls = {name: partial(call, i) for i, name in enumerate("dcba")}
+    found = concurrently(calls, description="four")
+    assert list(found.items()) == [(name, (i, 1)) for i, name in enumerate("dcba")]
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2  # threads to come have theirs
+
+
+def test_concurrent_results_are_those_of_one_after_another(two_threads):
+    weights = [torch.randn(30, 30, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+
+    def slopes(weight):
+        x = torch.ones(30, requires_grad=True)
+        return torch.autograd.grad((weight @ x).sigmoid().sum(), x)[0]
+
+    found = concurrently({i: partial(slopes, w) for i, w in enumerate(weights)})
+    assert all(torch.equal(found[i], slopes(w)) for i, w in enumerate(weights))
+
+
+@pytest.mark.parametrize(("threads", "device"), [(1, "cpu"), (2, "cuda")])
+def test_one_core_and_a_gpu_take_one_call_after_another(two_threads, threads, device):
+    torch.set_num_threads(threads)
+    calls = {i: threading.get_ident for i in range(3)}
+    assert set(concurrently(calls, device).values()) == {threading.get_ident()}
+    assert concurrently({}, device) == {}
+
+
+def test_a_failing_call_raises_and_stops_those_to_come(two_threads):
+    begun = []
+
+    def call(i):
+        begun.append(i)
+        time.sleep(0.05)
+        if i == 1:
+            raise ValueError("the second")
+
+    with pytest.raises(ValueError, match="the second"):
+        concurrently({i: partial(call, i) for i in range(40)})
+    assert len(begun) < 40
+    assert torch.get_num_threads() == 2

@@ -9,3 +9,5 @@ from vplib.attacks.inversion_gradient.leakage import (
     stack_messages,
 )
 from vplib.attacks.inversion_gradient.network import lenet
+from vplib.attacks.inversion_gradient.protection import add_noise, prune
+from vplib.attacks.inversion_gradient.side_by_side import concurrently

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import stack_module_state
 
 from vplib import experiment, seeding, threads
-from vplib.defenses.dp_sgd import bounds
+from vplib.defenses.dp_sgd import bounds, examples
 from vplib.nets import stacked, training
 from vplib.privacy import accounting
 
@@ -67,7 +67,7 @@ def clipped_sums(net: nn.Module) -> Sums:
     Source:
         Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1.
     """
-    gradients = stacked.examples_of(net)
+    gradients = examples.examples_of(net)
 
     def sums(state, x, y, weights, clip):
         return stacked.clipped_sum([gradients(state, x, y)], clip, weights)
