@@ -4,9 +4,10 @@ torchvision's lie in the data root as it lays them out there, scikit-learn's und
 Both are imported where they are used: torchvision takes seconds, and the embedded sets need none.
 """
 
+import tomllib
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,66 +16,12 @@ from vplib.datasets.fetching import fetched, reading
 from vplib.datasets.stored import Stored, from_arrays, read_parts
 from vplib.paths import data_root
 
-DIGITS = tuple("0123456789")
-COUNTS = {  # images of train and test, or of all where a set has no split of its own
-    "mnist": {"train": 60_000, "test": 10_000},
-    "fashion_mnist": {"train": 60_000, "test": 10_000},
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "cifar100": {"train": 50_000, "test": 10_000},
-    "svhn": {"train": 73_257, "test": 26_032},
-    "usps": {"train": 7_291, "test": 2_007},
-    "omniglot": {"train": 19_280, "test": 13_180},
-    "celeba": {"train": 182_637, "test": 19_962, "all": 202_599},
-    "lfw": {"all": 13_233},
-    "olivetti": {"all": 400},
-}
+SETS = tomllib.loads(Path(__file__).with_name("sets.toml").read_text(encoding="utf-8"))
+COUNTS = {name: told["counts"] for name, told in SETS.items() if "counts" in told}
 
 
-SOURCES = {  # what `fetched` asks first, what it says to copy by hand, and what does without
-    "mnist": dict(
-        url="https://ossci-datasets.s3.amazonaws.com/mnist/", instead="mnist5k",
-        files="the four idx files of MNIST (for example from the CVDF mirror) to {}/raw",
-    ),
-    "fashion_mnist": dict(
-        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", instead="mnist5k",
-        files="the four idx files, unpacked (github.com/zalandoresearch/fashion-mnist, or Debian's "
-        "package dataset-fashion-mnist) to {}/raw",
-    ),
-    "cifar10": dict(
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", instead="mnist5k",
-        files="the files of cifar-10-python.tar.gz to {}",
-    ),
-    "cifar100": dict(
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", instead="mnist5k",
-        files="the files of cifar-100-python.tar.gz to {}",
-    ),
-    "svhn": dict(
-        url="http://ufldl.stanford.edu/housenumbers/", instead="mnist5k",
-        files="train_32x32.mat and test_32x32.mat to {}",
-    ),
-    "usps": dict(
-        url="https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
-        files="usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}", instead="digits",
-    ),
-    "omniglot": dict(
-        url="https://raw.githubusercontent.com/brendenlake/omniglot/master/python/README.md",
-        files="images_background/ and images_evaluation/ (python/ of brendenlake/omniglot) to {}",
-        instead="digits",
-    ),
-    "lfw": dict(
-        url="https://ndownloader.figshare.com/files/5976015", instead="digits",
-        files="lfw_funneled/ (lfw-funneled.tgz; scikit-learn's fetch_lfw_people gets it) to {}",
-    ),
-    "celeba": dict(
-        url="https://drive.google.com/", instead="digits",
-        files="img_align_celeba/, identity_CelebA.txt and list_{{attr,bbox,landmarks_align}}_celeba"
-        ".txt, list_eval_partition.txt (mmlab.ie.cuhk.edu.hk/projects/CelebA.html) to {}",
-    ),
-    "olivetti": dict(
-        url="https://ndownloader.figshare.com/files/5976027", instead="digits",
-        files="olivetti_py3.pkz (scikit-learn's fetch_olivetti_faces writes it) to {}",
-    ),
-}  # fmt: skip
+def _fetched(name: str, target: str, download: Callable[[Path], object], folder: str = "") -> Path:
+    return fetched(name, data_root() / folder, target, download, **SETS[name]["source"])
 
 
 def _parts(split: str) -> tuple[str, ...]:
@@ -86,38 +33,24 @@ def _check_count(name: str, part: str, found: int) -> None:
         raise ValueError(f"{found} images instead of {COUNTS[name][part]}")
 
 
-class _Arrays(NamedTuple):
-    """A set that torchvision holds in memory.
-
-    Args:
-        kind: the name of torchvision's class for it.
-        targets: the files or folders with the train part and the test part.
-        classes: their names, by default torchvision's.
-    """
-
-    kind: str
-    targets: tuple[str, str]
-    classes: tuple[str, ...] = ()
-
-
 def _arrays(name: str, split: str) -> Stored:
     """Its train part, its test part, or one after the other."""
     from torchvision import datasets as tv
 
-    told = ARRAYS[name]
-    kind = getattr(tv, told.kind)
+    told = SETS[name]
+    kind = getattr(tv, told["kind"])
     found = []
     for part in _parts(split):
         which = {"split": part} if kind is tv.SVHN else {"train": part == "train"}
         download = partial(kind, **which, download=True)
-        place = fetched(name, data_root(), told.targets[part == "test"], download, **SOURCES[name])
+        place = _fetched(name, told["targets"][part == "test"], download)
         with reading(name, place):
             data = kind(place.parent, **which, download=False)
             _check_count(name, part, len(data.data))
             pixels = torch.as_tensor(data.data)
             pixels = pixels.permute(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels
             found.append((pixels, data.labels if kind is tv.SVHN else data.targets))
-    return from_arrays(found, told.classes or data.classes, own_split=True)
+    return from_arrays(found, told.get("classes") or data.classes, own_split=True)
 
 
 def _omniglot(split: str) -> Stored:
@@ -133,7 +66,7 @@ def _omniglot(split: str) -> Stored:
         for background in (True, False):
             tv.Omniglot(folder, background=background, download=True)
 
-    place = fetched("omniglot", data_root(), "omniglot-py", download, **SOURCES["omniglot"])
+    place = _fetched("omniglot", "omniglot-py", download)
     files = []
     with reading("omniglot", place):
         for part in _parts(split):
@@ -160,7 +93,7 @@ def _lfw(split: str) -> Stored:
     def download(folder):
         fetch_lfw_people(data_home=folder, min_faces_per_person=500)
 
-    place = fetched("lfw", data_root() / "sklearn", "lfw_home", download, **SOURCES["lfw"])
+    place = _fetched("lfw", "lfw_home", download, "sklearn")
     with reading("lfw", place):
         files = sorted((place / "lfw_funneled").glob("*/*.jpg"))
         _check_count("lfw", "all", len(files))
@@ -181,7 +114,7 @@ def _celeba(split: str) -> Stored:
     from torchvision import datasets as tv
 
     download = partial(tv.CelebA, split="all", target_type=[], download=True)
-    place = fetched("celeba", data_root(), "celeba", download, **SOURCES["celeba"])
+    place = _fetched("celeba", "celeba", download)
     with reading("celeba", place):
         data = tv.CelebA(place.parent, split="all", target_type=[])
         part = np.loadtxt(place / "list_eval_partition.txt", usecols=1, dtype=int, ndmin=1)
@@ -211,8 +144,7 @@ def _olivetti(split: str) -> Stored:
     def download(folder):
         fetch_olivetti_faces(data_home=folder)
 
-    told, root = SOURCES["olivetti"], data_root() / "sklearn"
-    place = fetched("olivetti", root, "olivetti_py3.pkz", download, **told)
+    place = _fetched("olivetti", "olivetti_py3.pkz", download, "sklearn")
     with reading("olivetti", place):
         found = fetch_olivetti_faces(data_home=place.parent, download_if_missing=False)
         _check_count("olivetti", "all", len(found.images))
@@ -220,16 +152,8 @@ def _olivetti(split: str) -> Stored:
     return from_arrays([(pixels, found.target)], (f"person {i}" for i in range(40)), top=1)
 
 
-ARRAYS = {
-    "mnist": _Arrays("MNIST", ("MNIST", "MNIST"), DIGITS),
-    "fashion_mnist": _Arrays("FashionMNIST", ("FashionMNIST", "FashionMNIST")),
-    "cifar10": _Arrays("CIFAR10", ("cifar-10-batches-py", "cifar-10-batches-py")),
-    "cifar100": _Arrays("CIFAR100", ("cifar-100-python", "cifar-100-python")),
-    "svhn": _Arrays("SVHN", ("train_32x32.mat", "test_32x32.mat"), DIGITS),
-    "usps": _Arrays("USPS", ("usps.bz2", "usps.t.bz2"), DIGITS),
-}
 LOADERS: dict[str, Callable[[str], Stored]] = {
-    **{name: partial(_arrays, name) for name in ARRAYS},
+    **{name: partial(_arrays, name) for name, told in SETS.items() if "kind" in told},
     "olivetti": _olivetti,
     "lfw": _lfw,
     "omniglot": _omniglot,
