@@ -2,7 +2,6 @@
 
 import html
 import math
-from dataclasses import dataclass
 
 from vplib.recorded import emit, plain
 
@@ -11,27 +10,6 @@ rehearsing = False  # set by `experiment.profile`: then no claim is asserted, on
 
 class ClaimFailed(AssertionError):
     """A claim that should hold on this data did not, or its control held as well."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One thing a paper says, what this run measured, and whether the two agree."""
-
-    of: str
-    text: str
-    paper: str
-    ours: dict[str, float | tuple[float, float, float]]
-    holds: bool
-    control: bool | None
-    no_control: str
-    not_reproduced: str
-    headline: bool
-
-    @property
-    def shown(self) -> str:
-        """What this run measured, as text."""
-        parts = ((name, _formatted(value)) for name, value in self.ours.items())
-        return "; ".join(f"{name}: {value}" if name else value for name, value in parts)
 
 
 class Claims:
@@ -53,7 +31,7 @@ class Claims:
         self.of = of
         self.data = data = "a rehearsal" if rehearsing else data
         self.asserted = data in asserted_on
-        self._claims: dict[tuple[str, str], Claim] = {}
+        self._rows: dict[tuple[str, str], dict] = {}  # what `show` puts into the notebook
 
     def check(
         self,
@@ -98,23 +76,30 @@ class Claims:
             )
         if "\n" in text:
             raise ValueError(f"{text!r}: a claim is one line")
-        others = (c.text for c in self._claims.values() if c.headline and c.of == of)
+        others = (r["claim"] for r in self._rows.values() if r["headline"] and r["of"] == of)
         other = next((t for t in others if t != text), None) if headline else None
         if other is not None:
             raise ValueError(f"{of} has a headline already ({other!r}); a paper has one")
         named = ours if isinstance(ours, dict) and ours else {"": ours}
-        numbers_by_name = {str(name): _number(value) for name, value in named.items()}
-        self._claims[of, text] = Claim(
-            of, text, paper, numbers_by_name, holds, control, no_control, not_reproduced, headline
-        )
+        numbers = {str(name): _number(value) for name, value in named.items()}
+        shown = ((name, _formatted(value)) for name, value in numbers.items())
+        self._rows[of, text] = {
+            "of": of,
+            "claim": text,
+            "paper": paper,
+            "ours": {name: plain(value) for name, value in numbers.items()},
+            "shown": "; ".join(f"{name}: {value}" if name else value for name, value in shown),
+            "outcome": "not reproduced" if not_reproduced else self._outcome(holds, control),
+            "why": not_reproduced,
+            "headline": headline,
+            "control": control,
+            "no_control": no_control,
+        }
 
-    def outcome(self, claim: Claim) -> str:
-        """The outcome in words: holds, not reproduced, FAILS, no test, or the last two ON DATA."""
-        if claim.not_reproduced:
-            return "not reproduced"
-        if claim.holds and not claim.control:
+    def _outcome(self, holds: bool, control: bool | None) -> str:
+        if holds and not control:
             return "holds"
-        if claim.holds:
+        if holds:
             return "no test" if self.asserted else f"no test on {self.data}"
         return "FAILS" if self.asserted else f"does not hold on {self.data}"
 
@@ -124,22 +109,7 @@ class Claims:
         Args:
             of: only the claims of this paper.
         """
-        rows = [
-            {
-                "of": c.of,
-                "claim": c.text,
-                "paper": c.paper,
-                "ours": {name: plain(value) for name, value in c.ours.items()},
-                "shown": c.shown,
-                "outcome": self.outcome(c),
-                "why": c.not_reproduced,
-                "headline": c.headline,
-                "control": c.control,
-                "no_control": c.no_control,
-            }
-            for c in self._claims.values()
-            if of in (None, c.of)
-        ]
+        rows = [row for row in self._rows.values() if of in (None, row["of"])]
         text = "\n".join(
             f"[{r['outcome']}] {r['of']}: {r['claim']}{' (headline)' if r['headline'] else ''}\n"
             f"    paper: {r['paper']}\n    ours:  {r['shown']}"
@@ -156,18 +126,17 @@ class Claims:
                 control holds as well, or if there is no claim at all.
         """
         failed = []
-        for claim in self._claims.values():
-            outcome = self.outcome(claim)
-            suffix = " (headline)" * claim.headline + " (no control)" * bool(claim.no_control)
-            print(f"{outcome:14}  {claim.of}: {claim.text}{suffix}")
-            if outcome in ("FAILS", "no test"):
-                why = "no test, its control held as well; " if outcome == "no test" else ""
-                failed.append(f"{claim.text} ({why}ours: {claim.shown}; paper: {claim.paper})")
-        if not self._claims:
+        for r in self._rows.values():
+            suffix = " (headline)" * r["headline"] + " (no control)" * bool(r["no_control"])
+            print(f"{r['outcome']:14}  {r['of']}: {r['claim']}{suffix}")
+            if r["outcome"] in ("FAILS", "no test"):
+                why = "no test, its control held as well; " * (r["outcome"] == "no test")
+                failed.append(f"{r['claim']} ({why}ours: {r['shown']}; paper: {r['paper']})")
+        if not self._rows:
             raise ClaimFailed("this notebook checked no claim")
         if failed:
             listed = "; ".join(failed)
-            raise ClaimFailed(f"{len(failed)} of {len(self._claims)} claims failed: {listed}")
+            raise ClaimFailed(f"{len(failed)} of {len(self._rows)} claims failed: {listed}")
 
 
 def claims_table(rows: list[dict]) -> str:

@@ -9,7 +9,7 @@ loss, from gray, in the same precision (published: float32, and steps of length 
 is one evaluation of the closure, or of one client's objective. They are warmed up and take turns,
 on one thread, each for a fixed number of evaluations. The quality reached stands beside, for fast
 and wrong is none. Last come the notebook's grids: calls that do not depend on each other, one after
-another and side by side (`experiment.concurrently`), on all cores. Nothing is asserted.
+another and side by side (`concurrently`), on all cores. Nothing is asserted.
 """
 
 import argparse
@@ -20,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from bench_training import medians
 
-from vplib import datasets, experiment, models
+from vplib import datasets
 from vplib.attacks.inversion_gradient import leakage as attack
+from vplib.attacks.inversion_gradient.network import lenet
+from vplib.attacks.inversion_gradient.side_by_side import concurrently
 from vplib.victims import federated
 
 
@@ -69,7 +71,7 @@ def compare(size: int, dtype, clients: int, evaluations: int, rounds: int, line_
     data = datasets.load("faces", "test", num_images=clients)
     images = F.interpolate(data.images, size=(size, size), mode="area").to(dtype)[:, None]
     torch.manual_seed(0)
-    model = models.lenet(images.shape[2:], len(data.classes), spread=0.1).to(dtype)
+    model = lenet(images.shape[2:], len(data.classes), spread=0.1).to(dtype)
     sent = [
         federated.share_gradient(model, x, y[None])
         for x, y in zip(images, data.labels, strict=True)
@@ -96,7 +98,7 @@ def side_by_side(clients: int, evaluations: int, rounds: int) -> None:
     data = datasets.load("faces", "test", num_images=clients)
     images = F.interpolate(data.images, size=(16, 16), mode="area")[:, None]
     torch.manual_seed(0)
-    model = models.lenet(images.shape[2:], len(data.classes), spread=0.1)
+    model = lenet(images.shape[2:], len(data.classes), spread=0.1)
     labels = data.labels[:, None]
     sent = [federated.share_gradient(model, x, y) for x, y in zip(images, labels, strict=True)]
     calls = {
@@ -107,7 +109,7 @@ def side_by_side(clients: int, evaluations: int, rounds: int) -> None:
         for optimizer in ("lbfgs", "signed adam") for start in ("gray", "uniform")
     }  # fmt: skip
     sides = {
-        "side by side": lambda: experiment.concurrently(calls),
+        "side by side": lambda: concurrently(calls),
         "in a row": lambda: {name: call() for name, call in calls.items()},
     }
     seconds, found = medians(sides, rounds)

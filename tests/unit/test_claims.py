@@ -35,7 +35,8 @@ def checked(data="digits", **changes):
     """The outcome of one claim."""
     c = claims(data)
     c.check("a", **GOOD | changes)
-    return c.outcome(*c._claims.values())
+    (row,) = c._rows.values()
+    return row["outcome"]
 
 
 def rows_of(c, monkeypatch):
@@ -80,7 +81,7 @@ def test_each_claim_has_a_control_or_says_why_not(given, message):
     c = claims()
     with pytest.raises(ValueError, match=message):
         c.check("a", **GOOD | given)
-    assert not c._claims
+    assert not c._rows
 
 
 def test_a_paper_has_one_headline():
@@ -112,7 +113,7 @@ def test_no_truth_value(name, value):
     c = claims()
     with pytest.raises(TypeError, match=f"{name} must be True or False, not "):
         c.check("a", **GOOD | {name: value})
-    assert not c._claims
+    assert not c._rows
 
 
 @pytest.mark.parametrize("kind", [bool, np.bool_, torch.tensor, np.array])
@@ -151,7 +152,7 @@ def test_ours_is_numbers(ours, kind):
     message = f"not a {kind}; give the numbers alone, as ours="
     with pytest.raises(TypeError, match=message):
         c.check("a", **GOOD | {"ours": ours})
-    assert not c._claims
+    assert not c._rows
 
 
 # How it is shown
@@ -192,7 +193,7 @@ def test_ours_is_numbers(ours, kind):
 def test_how_numbers_are_shown(ours, shown):
     c = claims()
     c.check("a", **GOOD | {"ours": ours})
-    assert [claim.shown for claim in c._claims.values()] == [shown]
+    assert [row["shown"] for row in c._rows.values()] == [shown]
 
 
 def test_the_row_of_a_claim(monkeypatch):
@@ -217,7 +218,7 @@ def test_a_claim_checked_again_replaces_the_first():
     c.check("a", **GOOD | dict(holds=False))
     c.check("a", **GOOD | dict(ours=2))
     c.check("a", **GOOD | dict(ours=3), of="another paper")
-    found = [(x.of, x.shown) for x in c._claims.values()]
+    found = [(row["of"], row["shown"]) for row in c._rows.values()]
     assert found == [("Shokri 2017", "2"), ("another paper", "3")]
     c.verify()
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tenseal import sealapi
 from torch import nn
 
-from vplib import models
 from vplib.defenses.encrypted_inference import depth as encrypted_depth
 from vplib.defenses.encrypted_inference import gates, inference, lanes, messages, taps
 from vplib.defenses.encrypted_inference import network as networks
+from vplib.defenses.encrypted_inference.cryptonets import Square, cryptonets
 
 SESSION = b"s" * 32
 SMALL = dict(image_size=5, kernel=3, hidden=4)
@@ -62,7 +62,7 @@ def tensor_sides(network):
 @pytest.mark.parametrize("size", [13, 28])
 def test_merged_layers_are_the_trained_model(size):
     torch.manual_seed(0)
-    model = models.cryptonets((1, size, size), 10)
+    model = cryptonets((1, size, size), 10, Square)
     model.train()
     model(torch.rand(64, 1, size, size))  # moves the batch norms' statistics
     images = torch.rand(9, 1, size, size)
@@ -77,10 +77,10 @@ def test_only_two_squares_after_a_convolution_are_taken():
 
 
 def test_cryptonets_sizes():
-    merged = networks.from_torch(models.cryptonets((1, 28, 28), 10), 28)
+    merged = networks.from_torch(cryptonets((1, 28, 28), 10, Square), 28)
     assert [w.shape for w, _ in merged.layers()] == [(5, 5, 5), (100, 845), (10, 100)]
     with pytest.raises(ValueError, match="13x13"):
-        models.cryptonets((3, 28, 28), 10)
+        cryptonets((3, 28, 28), 10, Square)
 
 
 def test_layers_must_fit(network):

@@ -6,10 +6,6 @@ import math
 import random
 import re
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -276,63 +272,6 @@ def test_the_short_calls_of_a_long_cell_show_a_bar(monkeypatch):
     ]
     found = [experiment._delay(cell, now) for cell, now, _ in calls]
     assert found == [delay for *_, delay in calls]
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_concurrent_calls_run_at_the_same_time_and_keep_their_order(two_threads):
-    meet = threading.Barrier(2, timeout=30)  # who comes alone waits, and fails
-
-    def call(value):
-        meet.wait()
-        return value, torch.get_num_threads()
-
-    calls = {name: partial(call, i) for i, name in enumerate("dcba")}
-    found = experiment.concurrently(calls, description="four")
-    assert list(found.items()) == [(name, (i, 1)) for i, name in enumerate("dcba")]
-    assert torch.get_num_threads() == 2
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(torch.get_num_threads).result() == 2  # threads to come have theirs
-
-
-def test_concurrent_results_are_those_of_one_after_another(two_threads):
-    weights = [torch.randn(30, 30, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-
-    def slopes(weight):
-        x = torch.ones(30, requires_grad=True)
-        return torch.autograd.grad((weight @ x).sigmoid().sum(), x)[0]
-
-    found = experiment.concurrently({i: partial(slopes, w) for i, w in enumerate(weights)})
-    assert all(torch.equal(found[i], slopes(w)) for i, w in enumerate(weights))
-
-
-@pytest.mark.parametrize(("threads", "device"), [(1, "cpu"), (2, "cuda")])
-def test_one_core_and_a_gpu_take_one_call_after_another(two_threads, threads, device):
-    torch.set_num_threads(threads)
-    calls = {i: threading.get_ident for i in range(3)}
-    assert set(experiment.concurrently(calls, device).values()) == {threading.get_ident()}
-    assert experiment.concurrently({}, device) == {}
-
-
-def test_a_failing_call_raises_and_stops_those_to_come(two_threads):
-    begun = []
-
-    def call(i):
-        begun.append(i)
-        time.sleep(0.05)
-        if i == 1:
-            raise ValueError("the second")
-
-    with pytest.raises(ValueError, match="the second"):
-        experiment.concurrently({i: partial(call, i) for i in range(40)})
-    assert len(begun) < 40
-    assert torch.get_num_threads() == 2
 
 
 # Inside a kernel

@@ -300,28 +300,6 @@ def test_descent_finds_a_face_again():
     assert ((width - identity["face_width"]).abs() < 0.01).all()
 
 
-# Sequences
-
-
-def test_a_sequence_moves_smoothly():
-    clip = faces.sequence(3, 60, image_size=48, expression=1, noise=0.0)
-    assert len(clip) == 60 and clip.classes == ("person 3",)
-    step = (clip.landmarks[1:] - clip.landmarks[:-1]).norm(dim=-1)
-    assert step.max() < 2 and (clip.landmarks[0] - clip.landmarks).norm(dim=-1).max() > 2
-    change = (clip.images[1:] - clip.images[:-1]).abs().mean((1, 2, 3))
-    cuts = faces.people(range(30), 2, image_size=48).images.view(30, 2, -1)
-    assert change.max() < 0.5 * (cuts[:, 0] - cuts[:, 1]).abs().mean(1).min()
-    assert change.min() > 0
-    assert set(clip.attributes["expression"].tolist()) == {0, 1}
-
-
-def test_a_longer_clip_begins_with_the_shorter_one():
-    short, long = (faces.sequence(5, n, session=2, body=True) for n in (4, 9))
-    assert same(short, long.subset(range(4)))
-    other = faces.sequence(5, 4, session=3, body=True)
-    assert not torch.allclose(short.images, other.images, atol=0.05)
-
-
 # Through load
 
 
@@ -387,22 +365,6 @@ def test_what_cannot_be_asked_for(ask, message):
     ask = dict(identities=range(2), photos_each=1) | ask
     with pytest.raises(ValueError, match=re.escape(message)):
         faces.people(ask.pop("identities"), ask.pop("photos_each"), **ask)
-
-
-@pytest.mark.parametrize(
-    "ask, message",
-    [
-        (dict(person=-1), "person must be whole numbers from 0 to 999,999, at least one, not -1"),
-        (dict(num_frames=0), "num_frames must be a whole number of 1 or more, not 0"),
-        (dict(session=-2), "session must be whole numbers from 0"),
-        (dict(image_size=20), "faces are rendered at 32 to 128 pixels, not 20"),
-        (dict(hats=1), "photos have no 'hats' to fix; did you mean 'hat'?"),
-    ],
-)
-def test_what_is_no_sequence(ask, message):
-    ask = dict(person=0, num_frames=2) | ask
-    with pytest.raises(ValueError, match=re.escape(message)):
-        faces.sequence(ask.pop("person"), ask.pop("num_frames"), **ask)
 
 
 def test_parameters_that_do_not_fit():

@@ -140,16 +140,6 @@ def test_what_a_client_protects_is_all_the_server_gets():
     assert torch.equal(weights(model), weights(network()))
 
 
-def test_noise_and_pruning():
-    message = federated.Gradients({"a": torch.full((100, 100), 3.0), "b": torch.full((4,), -3.0)})
-    noisy = federated.add_noise(message, 0.5, torch.Generator().manual_seed(0))
-    noise = noisy.values["a"] - 3
-    assert abs(noise.std() - 1.5) < 0.05 and abs(noise.mean()) < 0.05
-    pruned = federated.prune(federated.Update({"a": torch.tensor([[3.0, -1.0], [-4.0, 2.0]])}), 0.5)
-    assert pruned.values["a"].tolist() == [[3, 0], [-4, 0]]
-    assert type(pruned) is federated.Update
-
-
 def test_errors():
     model, (images, labels) = network(), clients(1)[0]
     with pytest.raises(ValueError, match="batch_size from 1 to 30"):

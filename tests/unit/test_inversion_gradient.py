@@ -2,6 +2,9 @@
 
 import dataclasses
 import inspect
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -9,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vplib import exercises, experiment, models
+from vplib import exercises
 from vplib.attacks.inversion_gradient import exercises as solutions
 from vplib.attacks.inversion_gradient import lbfgs
 from vplib.attacks.inversion_gradient import leakage as attack
+from vplib.attacks.inversion_gradient.network import lenet
+from vplib.attacks.inversion_gradient.protection import add_noise, prune
+from vplib.attacks.inversion_gradient.side_by_side import concurrently
 from vplib.victims import federated
 
 SHAPE, CLASSES = (1, 8, 8), 5
@@ -20,7 +26,7 @@ SHAPE, CLASSES = (1, 8, 8), 5
 
 def network(activation="sigmoid", seed=0):
     torch.manual_seed(seed)
-    return models.lenet(SHAPE, CLASSES, activation, channels=6, spread=0.2).double()
+    return lenet(SHAPE, CLASSES, activation, channels=6, spread=0.2).double()
 
 
 def clients(num=3, batch=1, seed=1):
@@ -39,7 +45,7 @@ def one_hot(labels):
 
 def with_norm(mode):
     torch.manual_seed(0)
-    layers = list(models.lenet(SHAPE, CLASSES, channels=6, spread=0.2))
+    layers = list(lenet(SHAPE, CLASSES, channels=6, spread=0.2))
     return nn.Sequential(layers[0], nn.BatchNorm2d(6), *layers[1:]).double().train(mode)
 
 
@@ -48,7 +54,7 @@ def with_norm(mode):
 def test_simulated_gradients_are_those_of_autograd(build, batch):
     model, (images, labels) = build(), clients(batch=batch)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = federated.simulate(model, images, one_hot(labels))
+    found = attack.simulate(model, images, one_hot(labels))
     for k, message in enumerate(sent_by(model, images, labels)):
         for name, value in message.values.items():
             assert torch.allclose(found[name][k], value, atol=1e-12)
@@ -60,7 +66,7 @@ def test_simulated_gradients_are_those_of_autograd(build, batch):
 def test_simulated_updates_are_those_of_the_client(build):
     model, (images, labels) = build(), clients(batch=4)
     recipe = dict(lr=0.3, num_steps=5, batch_size=2)
-    found = federated.simulate(model, images, one_hot(labels), **recipe)
+    found = attack.simulate(model, images, one_hot(labels), **recipe)
     for k in range(len(images)):
         update = federated.share_update(model, images[k], labels[k], **recipe)
         for name, value in update.values.items():
@@ -84,7 +90,7 @@ def test_reconstructions_side_by_side_are_those_in_a_row():
     )  # fmt: skip
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    found = experiment.concurrently(calls)
+    found = concurrently(calls)
     torch.set_num_threads(before)
     for name, call in calls.items():
         assert torch.equal(found[name].images, call().images), name
@@ -135,7 +141,7 @@ def test_signed_adam_stays_in_the_box_and_improves():
 
 def test_zeros_of_a_pruned_message_are_left_out():
     model, (images, labels) = network(), clients(2)
-    messages = [federated.prune(m, 0.7) for m in sent_by(model, images, labels)]
+    messages = [prune(m, 0.7) for m in sent_by(model, images, labels)]
     quality = [
         attack.score_psnr(
             attack.invert_gradient(
@@ -203,7 +209,7 @@ def test_messages_that_cannot_be_inverted_are_refused():
     refused([], "no message")
     refused([message.map(torch.zeros_like)], "message 0 is zero everywhere")
     refused([message, message.map(lambda v: v * torch.nan)], "message 1 holds NaN or infinite")
-    wide = models.lenet(SHAPE, CLASSES, channels=7).double()
+    wide = lenet(SHAPE, CLASSES, channels=7, spread=None).double()
     refused(sent_by(wide, images, labels), r"0\.bias is \(7,\), not \(6,\); invert with the model")
     fewer = {n: v for n, v in message.values.items() if n != "7.bias"}
     refused([federated.Gradients(fewer)], r"7\.bias is absent, not \(5,\)")
@@ -307,3 +313,70 @@ def squares(found, wanted):
 def test_exercises_name_the_mistake(name, attempt, says, capsys):
     exercises.check(f"inversion_gradient.{name}", attempt)
     assert says in capsys.readouterr().out
+
+
+def test_noise_and_pruning():
+    message = federated.Gradients({"a": torch.full((100, 100), 3.0), "b": torch.full((4,), -3.0)})
+    noisy = add_noise(message, 0.5, torch.Generator().manual_seed(0))
+    noise = noisy.values["a"] - 3
+    assert abs(noise.std() - 1.5) < 0.05 and abs(noise.mean()) < 0.05
+    pruned = prune(federated.Update({"a": torch.tensor([[3.0, -1.0], [-4.0, 2.0]])}), 0.5)
+    assert pruned.values["a"].tolist() == [[3, 0], [-4, 0]]
+    assert type(pruned) is federated.Update
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_concurrent_calls_run_at_the_same_time_and_keep_their_order(two_threads):
+    meet = threading.Barrier(2, timeout=30)  # who comes alone waits, and fails
+
+    def call(value):
+        meet.wait()
+        return value, torch.get_num_threads()
+
+    calls = {name: partial(call, i) for i, name in enumerate("dcba")}
+    found = concurrently(calls, description="four")
+    assert list(found.items()) == [(name, (i, 1)) for i, name in enumerate("dcba")]
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2  # threads to come have theirs
+
+
+def test_concurrent_results_are_those_of_one_after_another(two_threads):
+    weights = [torch.randn(30, 30, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+
+    def slopes(weight):
+        x = torch.ones(30, requires_grad=True)
+        return torch.autograd.grad((weight @ x).sigmoid().sum(), x)[0]
+
+    found = concurrently({i: partial(slopes, w) for i, w in enumerate(weights)})
+    assert all(torch.equal(found[i], slopes(w)) for i, w in enumerate(weights))
+
+
+@pytest.mark.parametrize(("threads", "device"), [(1, "cpu"), (2, "cuda")])
+def test_one_core_and_a_gpu_take_one_call_after_another(two_threads, threads, device):
+    torch.set_num_threads(threads)
+    calls = {i: threading.get_ident for i in range(3)}
+    assert set(concurrently(calls, device).values()) == {threading.get_ident()}
+    assert concurrently({}, device) == {}
+
+
+def test_a_failing_call_raises_and_stops_those_to_come(two_threads):
+    begun = []
+
+    def call(i):
+        begun.append(i)
+        time.sleep(0.05)
+        if i == 1:
+            raise ValueError("the second")
+
+    with pytest.raises(ValueError, match="the second"):
+        concurrently({i: partial(call, i) for i in range(40)})
+    assert len(begun) < 40
+    assert torch.get_num_threads() == 2

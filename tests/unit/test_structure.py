@@ -33,7 +33,7 @@ TWICE = {"defenses/encrypted_inference": "CKKS"}
 FIRST_EDITION = {
     "attacks/extraction_functionality": 430,
     "attacks/inversion_class": 330,
-    "attacks/inversion_gradient": 440,
+    "attacks/inversion_gradient": 498,
     "attacks/membership_label_only": 390,
     "defenses/dp_gan": 570,
     "defenses/dp_sgd": 370,

@@ -7,7 +7,8 @@ import pytest
 import threadpoolctl
 import torch
 
-from vplib import experiment, threads
+from vplib import threads
+from vplib.attacks.inversion_gradient import concurrently
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +71,10 @@ def test_computations_side_by_side_stay_on_one_thread_until_the_last_is_done():
             assert left.wait(30)
             return used()
 
-    found = experiment.concurrently({"early": early, "late": late})
+    found = concurrently({"early": early, "late": late})
     assert found["late"] == (1, {1}) and used() == (2, {2})
     with pytest.raises(ZeroDivisionError):
-        experiment.concurrently({"a": lambda: 1 / 0, "b": lambda: 1})
+        concurrently({"a": lambda: 1 / 0, "b": lambda: 1})
     assert used() == (2, {2})
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vplib import datasets, models, seeding, training
+from vplib.attacks.inversion_gradient import lenet
 from vplib.nets import stacked
 
 QUICK = settings(deadline=None, max_examples=25)
@@ -260,7 +261,7 @@ def test_gradients_of_mlps_are_autograds(hidden, activation, sizes, soft, seed):
     [
         small_cnn,
         Residual,
-        partial(models.lenet, (1, 8, 8), 10),
+        partial(lenet, (1, 8, 8), 10, spread=None),
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False)),
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU()),
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.GELU(), nn.Linear(3, 10)),

@@ -4,9 +4,10 @@ torchvision's lie in the data root as it lays them out there, scikit-learn's und
 Both are imported where they are used: torchvision takes seconds, and the embedded sets need none.
 """
 
+import tomllib
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,19 +16,12 @@ from vplib.datasets.fetching import fetched, reading
 from vplib.datasets.stored import Stored, from_arrays, read_parts
 from vplib.paths import data_root
 
-DIGITS = tuple("0123456789")
-COUNTS = {  # images of train and test, or of all where a set has no split of its own
-    "mnist": {"train": 60_000, "test": 10_000},
-    "fashion_mnist": {"train": 60_000, "test": 10_000},
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "cifar100": {"train": 50_000, "test": 10_000},
-    "svhn": {"train": 73_257, "test": 26_032},
-    "usps": {"train": 7_291, "test": 2_007},
-    "omniglot": {"train": 19_280, "test": 13_180},
-    "celeba": {"train": 182_637, "test": 19_962, "all": 202_599},
-    "lfw": {"all": 13_233},
-    "olivetti": {"all": 400},
-}
+SETS = tomllib.loads(Path(__file__).with_name("sets.toml").read_text(encoding="utf-8"))
+COUNTS = {name: told["counts"] for name, told in SETS.items() if "counts" in told}
+
+
+def _fetched(name: str, target: str, download: Callable[[Path], object], folder: str = "") -> Path:
+    return fetched(name, data_root() / folder, target, download, **SETS[name]["source"])
 
 
 def _parts(split: str) -> tuple[str, ...]:
@@ -39,51 +33,24 @@ def _check_count(name: str, part: str, found: int) -> None:
         raise ValueError(f"{found} images instead of {COUNTS[name][part]}")
 
 
-class _Arrays(NamedTuple):
-    """A set that torchvision holds in memory.
-
-    Args:
-        kind: the name of torchvision's class for it.
-        targets: the files or folders with the train part and the test part.
-        url: asked first for a download.
-        files: what to copy by hand.
-        instead: the embedded set that does without a network.
-        classes: their names, by default torchvision's.
-    """
-
-    kind: str
-    targets: tuple[str, str]
-    url: str
-    files: str
-    instead: str = "mnist5k"
-    classes: tuple[str, ...] = ()
-
-
 def _arrays(name: str, split: str) -> Stored:
     """Its train part, its test part, or one after the other."""
     from torchvision import datasets as tv
 
-    told = ARRAYS[name]
-    kind = getattr(tv, told.kind)
+    told = SETS[name]
+    kind = getattr(tv, told["kind"])
     found = []
     for part in _parts(split):
         which = {"split": part} if kind is tv.SVHN else {"train": part == "train"}
-        place = fetched(
-            name,
-            data_root(),
-            told.targets[part == "test"],
-            partial(kind, **which, download=True),
-            url=told.url,
-            files=told.files,
-            instead=told.instead,
-        )
+        download = partial(kind, **which, download=True)
+        place = _fetched(name, told["targets"][part == "test"], download)
         with reading(name, place):
             data = kind(place.parent, **which, download=False)
             _check_count(name, part, len(data.data))
             pixels = torch.as_tensor(data.data)
             pixels = pixels.permute(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels
             found.append((pixels, data.labels if kind is tv.SVHN else data.targets))
-    return from_arrays(found, told.classes or data.classes, own_split=True)
+    return from_arrays(found, told.get("classes") or data.classes, own_split=True)
 
 
 def _omniglot(split: str) -> Stored:
@@ -99,15 +66,7 @@ def _omniglot(split: str) -> Stored:
         for background in (True, False):
             tv.Omniglot(folder, background=background, download=True)
 
-    place = fetched(
-        "omniglot",
-        data_root(),
-        "omniglot-py",
-        download,
-        url="https://raw.githubusercontent.com/brendenlake/omniglot/master/python/README.md",
-        files="images_background/ and images_evaluation/ (python/ of brendenlake/omniglot) to {}",
-        instead="digits",
-    )
+    place = _fetched("omniglot", "omniglot-py", download)
     files = []
     with reading("omniglot", place):
         for part in _parts(split):
@@ -131,15 +90,10 @@ def _lfw(split: str) -> Stored:
     """
     from sklearn.datasets import fetch_lfw_people
 
-    place = fetched(
-        "lfw",
-        data_root() / "sklearn",
-        "lfw_home",
-        lambda folder: fetch_lfw_people(data_home=folder, min_faces_per_person=500),
-        url="https://ndownloader.figshare.com/files/5976015",
-        files="lfw_funneled/ (lfw-funneled.tgz; scikit-learn's fetch_lfw_people gets it) to {}",
-        instead="digits",
-    )
+    def download(folder):
+        fetch_lfw_people(data_home=folder, min_faces_per_person=500)
+
+    place = _fetched("lfw", "lfw_home", download, "sklearn")
     with reading("lfw", place):
         files = sorted((place / "lfw_funneled").glob("*/*.jpg"))
         _check_count("lfw", "all", len(files))
@@ -159,16 +113,8 @@ def _celeba(split: str) -> Stored:
     """
     from torchvision import datasets as tv
 
-    place = fetched(
-        "celeba",
-        data_root(),
-        "celeba",
-        lambda folder: tv.CelebA(folder, split="all", target_type=[], download=True),
-        url="https://drive.google.com/",
-        files="img_align_celeba/, identity_CelebA.txt and list_{{attr,bbox,landmarks_align}}_celeba"
-        ".txt, list_eval_partition.txt (mmlab.ie.cuhk.edu.hk/projects/CelebA.html) to {}",
-        instead="digits",
-    )
+    download = partial(tv.CelebA, split="all", target_type=[], download=True)
+    place = _fetched("celeba", "celeba", download)
     with reading("celeba", place):
         data = tv.CelebA(place.parent, split="all", target_type=[])
         part = np.loadtxt(place / "list_eval_partition.txt", usecols=1, dtype=int, ndmin=1)
@@ -195,15 +141,10 @@ def _celeba(split: str) -> Stored:
 def _olivetti(split: str) -> Stored:
     from sklearn.datasets import fetch_olivetti_faces
 
-    place = fetched(
-        "olivetti",
-        data_root() / "sklearn",
-        "olivetti_py3.pkz",
-        lambda folder: fetch_olivetti_faces(data_home=folder),
-        url="https://ndownloader.figshare.com/files/5976027",
-        files="olivetti_py3.pkz (scikit-learn's fetch_olivetti_faces writes it) to {}",
-        instead="digits",
-    )
+    def download(folder):
+        fetch_olivetti_faces(data_home=folder)
+
+    place = _fetched("olivetti", "olivetti_py3.pkz", download, "sklearn")
     with reading("olivetti", place):
         found = fetch_olivetti_faces(data_home=place.parent, download_if_missing=False)
         _check_count("olivetti", "all", len(found.images))
@@ -211,39 +152,8 @@ def _olivetti(split: str) -> Stored:
     return from_arrays([(pixels, found.target)], (f"person {i}" for i in range(40)), top=1)
 
 
-ARRAYS = {
-    "mnist": _Arrays(
-        "MNIST", ("MNIST",) * 2, "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "the four idx files of MNIST (for example from the CVDF mirror) to {}/raw", classes=DIGITS,
-    ),
-    "fashion_mnist": _Arrays(
-        "FashionMNIST", ("FashionMNIST",) * 2,
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "the four idx files, unpacked (github.com/zalandoresearch/fashion-mnist, or Debian's "
-        "package dataset-fashion-mnist) to {}/raw",
-    ),
-    "cifar10": _Arrays(
-        "CIFAR10", ("cifar-10-batches-py",) * 2,
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "the files of cifar-10-python.tar.gz to {}",
-    ),
-    "cifar100": _Arrays(
-        "CIFAR100", ("cifar-100-python",) * 2,
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        "the files of cifar-100-python.tar.gz to {}",
-    ),
-    "svhn": _Arrays(
-        "SVHN", ("train_32x32.mat", "test_32x32.mat"), "http://ufldl.stanford.edu/housenumbers/",
-        "train_32x32.mat and test_32x32.mat to {}", classes=DIGITS,
-    ),
-    "usps": _Arrays(
-        "USPS", ("usps.bz2", "usps.t.bz2"),
-        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
-        "usps.bz2 and usps.t.bz2 (multiclass data of LIBSVM) to {}", "digits", DIGITS,
-    ),
-}  # fmt: skip
 LOADERS: dict[str, Callable[[str], Stored]] = {
-    **{name: partial(_arrays, name) for name in ARRAYS},
+    **{name: partial(_arrays, name) for name, told in SETS.items() if "kind" in told},
     "olivetti": _olivetti,
     "lfw": _lfw,
     "omniglot": _omniglot,

@@ -20,7 +20,7 @@ from vplib.datasets.imageset import ImageSet, check_bytes, is_whole
 
 __all__ = [
     "EXPRESSIONS", "LANDMARKS", "PARTS", "Rendered", "identity_params", "nuisance_params", "people",
-    "render", "sequence",
+    "render",
 ]  # fmt: skip
 
 EXPRESSIONS = ("neutral", "smiling", "surprised")
@@ -67,7 +67,6 @@ PHOTO = dict(
     held_angle=(-0.7, 0.7), noise=(0.01, 0.03), grain=(0.0, 1.0),
 )  # fmt: skip
 SHARES = dict(glasses=0.3, hat=0.22, occluder=0.1, cap=0.5)  # of the photos, whoever is on them
-MOVING = ("yaw", "pitch", "roll", "shift_x", "shift_y", "gaze_x", "gaze_y")  # in a sequence
 
 
 def people(
@@ -113,43 +112,6 @@ def people(
     person, session = np.repeat(who, photos_each), held[number % len(held)]
     settings = dict(image_size=image_size, seed=seed, body=body)
     return _photos(who, person, session, number // len(held), **settings, **fixed)
-
-
-def sequence(
-    person: int,
-    num_frames: int,
-    *,
-    image_size: int = 64,
-    session: int = 0,
-    seed: int = 0,
-    body: bool = False,
-    **fixed,
-) -> ImageSet:
-    """A clip of one person in one session, who turns, looks around, blinks and changes expression.
-
-    Args:
-        person: who, as in `people`.
-        num_frames: frames of the clip; a longer clip begins with a shorter one.
-        image_size: as in `people`.
-        session: decides clothes, background and light, and what is worn.
-        seed: as in `people`.
-        body: as in `people`.
-        **fixed: as in `people`; an expression comes and goes.
-
-    Returns:
-        The frames in order, as `people` returns photos. `expression` is "neutral" while another
-        is less than half there.
-
-    Raises:
-        ValueError: an argument cannot be.
-    """
-    who = _whole("person", [person], MAX_PEOPLE)
-    if not is_whole(num_frames, 1):
-        raise ValueError(f"num_frames must be a whole number of 1 or more, not {num_frames!r}")
-    held = _whole("session", [session], MAX_PEOPLE)
-    zero = np.zeros(num_frames, int)
-    settings = dict(image_size=image_size, seed=seed, body=body)
-    return _photos(who, who[zero], held[zero], zero, moving=True, **settings, **fixed)
 
 
 def standard_labels(split: str) -> Tensor:
@@ -260,16 +222,12 @@ def nuisance_params(identities, sessions, numbers, *, seed: int = 0, **fixed) ->
     return found
 
 
-def _photos(
-    who, person, session, number, *, image_size, seed=0, body=False, moving=False, **fixed
-) -> ImageSet:
-    """The set of these photos; with `moving`, frames of one clip."""
+def _photos(who, person, session, number, *, image_size, seed=0, body=False, **fixed) -> ImageSet:
+    """The set of these photos."""
     check_size(image_size, body)
     check_bytes((len(person), 3, image_size, image_size))
     known = identity_params(person, seed=seed)
     photo = nuisance_params(person, session, number, seed=seed, **fixed)
-    if moving:
-        photo |= _motion(photo, (_seed(seed), person[:1], session[:1]), set(fixed))
     with torch.no_grad():
         found = render(known, photo, image_size, body=body)
     attributes = {
@@ -289,26 +247,6 @@ def _photos(
     names = tuple(f"person {k}" for k in who.tolist())
     truth = dict(attributes=attributes, landmarks=found.landmarks, masks=found.masks)
     return ImageSet(found.images, labels, names, "faces", **truth)
-
-
-def _motion(photo: Params, keys: tuple, fixed: set[str]) -> Params:
-    """What moves in a clip, each on a slow wave of its own between the ends of its range."""
-    time = torch.arange(len(photo["yaw"]))
-
-    def wave(name):
-        turns = time / _between(f"{name} period", (30, 70), *keys) + _uniform(f"{name} at", *keys)
-        return (2 * math.pi * turns).sin()
-
-    found = {}
-    for name in set(MOVING) - fixed:
-        low, high = PHOTO[name]
-        found[name] = (low + high) / 2 + 0.8 * (high - low) / 2 * wave(name)
-    there = 0.5 - 0.5 * wave("expression")
-    found |= {name: photo[name] * there for name in ("smile", "open", "round", "raise")}
-    found["expression"] = photo["expression"] * (there > 0.5)
-    found["blink"] = 0.95 - 0.8 * (-(((wave("blink") - 0.9) / 0.06) ** 2)).exp()
-    found["grain"] = (photo["grain"] + time * 0.382) % 1  # a camera's noise is new in each frame
-    return found
 
 
 def _whole(name: str, values, end: int, distinct: bool = True) -> np.ndarray:

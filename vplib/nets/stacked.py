@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, replace_all_batch_norm_modules_, vmap
+from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
 from torch.optim.adam import adam
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
@@ -288,32 +288,6 @@ def examples(
         pair = rules[i].examples(net[i], error, inputs[i].detach())
         found[f"{i}.weight"], found[f"{i}.bias"] = pair
     return {name: found[name] for name in state}, answers
-
-
-def per_example(net: nn.Module) -> Callable[[State, Tensor, Tensor], State]:
-    """Each example's gradient of cross-entropy in full, for any architecture, by vmap.
-
-    Args:
-        net: one of K models.
-
-    Returns:
-        A function from a stacked state, inputs (K, B, ...) and labels (K, B) to gradients by name,
-        (K, B, ...).
-    """
-    model = functional(net)
-
-    def loss(state, x, y):
-        return F.cross_entropy(model(state, x[None]), y[None])
-
-    gradients = vmap(vmap(grad(loss), in_dims=(None, 0, 0)))
-    return lambda state, x, y: gradients(detached(state), x, y)
-
-
-def examples_of(net: nn.Module) -> Callable[[State, Tensor, Tensor], Examples]:
-    """As `per_example`, but by `examples` where `RULES` can, which is faster and takes less."""
-    if not known(net, unfold=True):
-        return per_example(net)
-    return lambda state, x, y: examples(net, state, x, lambda z: entropy_slope(z, y))[0]
 
 
 def detached(state: State) -> State:

@@ -1,15 +1,14 @@
-"""How much privacy a run of noisy steps spends, by five accountants, and what may be asked for.
+"""How much privacy a run of noisy steps spends, by two accountants, and what may be asked for.
 
 A history is a list of phases (sigma, sample_rate, num_steps). `sigma` is the noise multiplier: the
 standard deviation of the noise over the clip norm. Each step takes each record by a coin of its own
 with probability `sample_rate` (Poisson sampling) and adds Gaussian noise to a sum in which one
-record weighs at most the clip norm; a neighbour has one record more or less. Only
-`zcdp_reshuffled` is about another sampling and another neighbour.
+record weighs at most the clip norm; a neighbour has one record more or less.
 """
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,14 +25,7 @@ ORDERS += [*range(5, 64), 80, 96, 128, 192, 256, 512]
 # Orders below 2 take most of the time, and are the best ones only where epsilon is large.
 WINDOWS = ORDERS[5:], ORDERS[3:6], ORDERS
 ADD_REMOVE = "one record more or less"
-BLANKED = "one record's gradient replaced by zero"
-ACCOUNTANTS = {
-    "prv": "PRV (Opacus, upper bound)",
-    "rdp": "RDP (Opacus)",
-    "moments": "moments accountant, classic bound",
-    "strong": "strong composition of amplified steps",
-    "zcdp": "zCDP bound for sampled batches",
-}
+ACCOUNTANTS = {"prv": "PRV (Opacus, upper bound)", "rdp": "RDP (Opacus)"}
 
 
 @dataclass(frozen=True)
@@ -84,13 +76,16 @@ def state(history: Sequence[Phase], delta: float, note: str = "") -> Statement:
     return Statement(epsilon(history, delta), delta, sampling, ACCOUNTANTS["rdp"], note=note)
 
 
-def epsilon(history: Sequence[Phase], delta: float, accountant: str = "rdp") -> float:
+def epsilon(
+    history: Sequence[Phase], delta: float, accountant: str | Callable[..., float] = "rdp"
+) -> float:
     """The epsilon that a run has spent.
 
     Args:
         history: phases (sigma, sample_rate, num_steps); a sigma of 0 gives infinity.
         delta: of the guarantee.
-        accountant: one of `ACCOUNTANTS`; "prv" is the tightest, "rdp" the usual one.
+        accountant: one of `ACCOUNTANTS`; "prv" is the tightest, "rdp" the usual one. Or another
+            bound: a function of a history with noise and steps, and delta.
 
     Raises:
         ValueError: the accountant is unknown, or a number cannot be.
@@ -98,19 +93,18 @@ def epsilon(history: Sequence[Phase], delta: float, accountant: str = "rdp") -> 
     Source:
         Gopi et al., Numerical composition of differential privacy, NeurIPS 2021 ("prv"); Mironov,
         Talwar and Zhang, arXiv:1908.10530, with the conversion of Balle et al., AISTATS 2020
-        ("rdp"), both as Opacus has them; the others as in the functions below.
+        ("rdp"), both as Opacus has them.
     """
-    _check_history(history, delta)
-    if accountant not in ACCOUNTANTS:
+    check_history(history, delta)
+    if not (callable(accountant) or accountant in ACCOUNTANTS):
         hint = experiment.nearest(accountant, ACCOUNTANTS)
         raise ValueError(f"unknown accountant {accountant!r}; {hint}")
     if any(sigma == 0 and steps for sigma, _, steps in history):
         return math.inf
     if not sum(steps for *_, steps in history):
         return 0.0
-    own = {"moments": moments_bound, "strong": strong_composition, "zcdp": zcdp_sampled}
-    if accountant in own:
-        return own[accountant](history, delta)
+    if callable(accountant):
+        return accountant(history, delta)
     counted = create_accountant(accountant)
     counted.history = [tuple(phase) for phase in history if phase[2]]
     with _quiet():
@@ -121,111 +115,6 @@ def epsilon(history: Sequence[Phase], delta: float, accountant: str = "rdp") -> 
             if best > orders[0]:  # a bound by fewer orders is one, and here it is the smallest
                 break
         return float(found)
-
-
-def moments_bound(history: Sequence[Phase], delta: float) -> float:
-    """Abadi's epsilon: the tail bound on the log moments, over integer orders.
-
-    Args:
-        history: the run's phases.
-        delta: of the guarantee.
-
-    Source:
-        Abadi et al., Deep learning with differential privacy, CCS 2016, theorem 2. The log moment
-        of order a - 1 is (a - 1) times the Renyi divergence of order a, which Opacus integrates
-        exactly.
-    """
-    orders = [2, 3, 4, *(order for order in ORDERS if order >= 5)]
-    spent = _renyi(history, orders)
-    return float(np.min(spent + np.log(1 / delta) / (np.array(orders) - 1)))
-
-
-def strong_composition(history: Sequence[Phase], delta: float) -> float:
-    """The paper's yardstick: each step's epsilon amplified linearly, then strong composition.
-
-    Linear amplification, e = sample_rate * e0, holds for e0 up to 1 only and flatters the yardstick
-    beyond; amplified exactly, the result is larger still.
-
-    Args:
-        history: one phase.
-        delta: half goes to the steps, half to the composition.
-
-    Raises:
-        ValueError: there are several phases; the theorem is for equal steps.
-
-    Source:
-        Abadi et al. 2016, section 3.2 and figure 2; Dwork and Roth 2014, theorems 3.20 and A.1.
-    """
-    if len(history) != 1:
-        raise ValueError("strong composition is for equal steps: give one phase")
-    sigma, rate, steps = history[0]
-    single = math.sqrt(2 * math.log(1.25 * 2 * steps * rate / delta)) / sigma * rate
-    spread = single * math.sqrt(2 * steps * math.log(2 / delta))
-    return spread + steps * single * math.expm1(single)
-
-
-def zcdp_sampled(history: Sequence[Phase], delta: float) -> float:
-    """Yu's epsilon for randomly sampled batches: rho = q^2 / sigma^2 a step, up to an order.
-
-    The bound is that of Abadi's lemma 3 without its third-order remainder; orders end at
-    sigma^2 ln(1 / (q sigma)), which bends the conversion for small deltas.
-
-    Args:
-        history: phases of one sigma and rate.
-        delta: of the guarantee.
-
-    Raises:
-        ValueError: sigma is below 1 or the rate is not small against it, where the bound does not
-            hold; or phases differ.
-
-    Source:
-        Yu et al., Differentially private model publishing for deep learning, S&P 2019, section V,
-        and the authors' code.
-    """
-    if len({(sigma, rate) for sigma, rate, _ in history}) != 1:
-        raise ValueError("this bound is for equal steps: give phases of one sigma and sample rate")
-    sigma, rate, _ = history[0]
-    if sigma < 1 or rate >= 1 / (16 * sigma):
-        raise ValueError(
-            f"the bound needs sigma of at least 1 and a sample rate below 1 / (16 sigma), not "
-            f"sigma {sigma} and rate {rate}; use the RDP accountant"
-        )
-    rho = sum(steps for *_, steps in history) * rate**2 / sigma**2
-    highest = sigma**2 * math.log(1 / (rate * sigma))  # order - 1 of the moments that are bounded
-    if math.sqrt(math.log(1 / delta) / rho) > highest:
-        return rho * (highest + 1) + math.log(1 / delta) / highest
-    return zcdp_to_epsilon(rho, delta)
-
-
-def zcdp_reshuffled(sigmas: Sequence[float], delta: float) -> Statement:
-    """Yu's guarantee where each epoch cuts a shuffled order into batches: no amplification at all.
-
-    A record is in one batch an epoch, and batches do not overlap, so an epoch costs what one step
-    costs, 1 / (2 sigma^2). To be in the same batch, the neighbour keeps the record's place and
-    gives a zero gradient.
-
-    Args:
-        sigmas: noise multiplier of each epoch.
-        delta: of the guarantee.
-
-    Source:
-        Yu et al. 2019, section V-A; Bun and Steinke, TCC 2016, propositions 1.3 and 1.6. The
-        neighbour is spelled out by us.
-    """
-    _check_history([(sigma, 1, 1) for sigma in sigmas], delta)
-    rho = sum(1 / (2 * sigma**2) if sigma else math.inf for sigma in sigmas)
-    return Statement(
-        zcdp_to_epsilon(rho, delta),
-        delta,
-        f"reshuffled batches, {len(sigmas)} epochs",
-        "zCDP, parallel composition within an epoch",
-        BLANKED,
-    )
-
-
-def zcdp_to_epsilon(rho: float, delta: float) -> float:
-    """Rho-zCDP as an epsilon: rho + 2 sqrt(rho ln(1 / delta)) (Bun and Steinke 2016)."""
-    return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
 
 def sigma_for(
@@ -258,7 +147,7 @@ def sigma_for(
         with _quiet():
             for orders in WINDOWS:
                 sigma = get_noise_multiplier(**settings, accountant="rdp", alphas=orders)
-                spent = _renyi([(sigma, sample_rate, num_steps)], orders)
+                spent = renyi_divergence([(sigma, sample_rate, num_steps)], orders)
                 _, best = renyi.get_privacy_spent(orders=orders, rdp=spent, delta=delta)
                 if best > orders[0]:
                     break
@@ -308,15 +197,29 @@ def _quiet():
         yield
 
 
-def _renyi(history: Sequence[Phase], orders: Sequence[float]) -> np.ndarray:
-    """The Renyi divergence of a run at each order."""
+def renyi_divergence(history: Sequence[Phase], orders: Sequence[float]) -> np.ndarray:
+    """The Renyi divergence of a run at each order.
+
+    Args:
+        history: the run's phases.
+        orders: above 1.
+    """
     return sum(
         renyi.compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
         for sigma, rate, steps in history
     )
 
 
-def _check_history(history: Sequence[Phase], delta: float) -> None:
+def check_history(history: Sequence[Phase], delta: float) -> None:
+    """Refuses phases that cannot be.
+
+    Args:
+        history: the run's phases.
+        delta: of the guarantee.
+
+    Raises:
+        ValueError: there is no phase, or a number is out of range.
+    """
     if not len(history):
         raise ValueError("a history needs at least one phase (sigma, sample_rate, num_steps)")
     for sigma, rate, steps in history:

@@ -6,15 +6,12 @@ update of named parameters. It has no field for images, labels, losses or a clie
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-
-from vplib.nets import stacked
+from torch.func import functional_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,57 +119,6 @@ def local_batches(num_images: int, num_steps: int, batch_size: int) -> list[slic
     return [batches[step % len(batches)] for step in range(num_steps)]
 
 
-def simulate(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    lr: float | None = None,
-    num_steps: int | None = None,
-    batch_size: int | None = None,
-) -> dict[str, Tensor]:
-    """The messages that K clients with these images would send, differentiable in the images.
-
-    For who attacks a message: clients send detached copies. Batch norm in training mode takes the
-    statistics of each client's own batch, as the client did.
-
-    Args:
-        model: as the server sent it; its mode (train or eval) is that of the clients.
-        images: (K, B, C, H, W).
-        labels: (K, B, classes) probabilities.
-        lr: learning rate of local steps.
-        num_steps: local steps; None for a gradient instead of an update.
-        batch_size: images a local step, in order; all by default.
-
-    Returns:
-        By parameter name (K, ...).
-
-    Raises:
-        ValueError: the model drops units at random, which nobody else can repeat.
-    """
-    dropout = nn.modules.dropout._DropoutNd
-    if model.training and any(isinstance(m, dropout) for m in model.modules()):
-        raise ValueError(
-            "dropout in training mode: the attacker does not know which units the client dropped; "
-            "call model.eval(), or take a model without dropout"
-        )
-    small = images.shape[-1] <= 32  # there unfolded convolutions take half the time of vmap
-    if small and stacked.known(model, unfold=True):
-        forward = partial(stacked.forward, model, unfold=True)
-    else:
-        forward = vmap(stacked.functional(model))
-    slopes = partial(stacked.by_autograd, forward, create_graph=True)
-    start = {name: p.detach() for name, p in model.named_parameters()}
-    here = {n: p.expand(len(images), *p.shape).requires_grad_() for n, p in start.items()}
-    if num_steps is None:
-        return slopes(here, images, labels)[1]
-    num_images = images.shape[1]
-    for rows in local_batches(num_images, num_steps, batch_size or num_images):
-        _, found = slopes(here, images[:, rows], labels[:, rows])
-        here = {name: value - lr * found[name] for name, value in here.items()}
-    return {name: here[name] - start[name] for name in start}
-
-
 def aggregate(model: nn.Module, messages: Sequence[Message], weights=None, lr: float = 1.0) -> None:
     """The server's step, in place: the weighted mean of updates, or of gradients times -lr.
 
@@ -223,7 +169,7 @@ def train(
         lr: learning rate of a step.
         share: the part of the clients, drawn anew, that takes part in a round; at least one does.
         num_steps: local steps of a client in a round ("fedavg").
-        protect: what a client does to its message before it leaves, such as `add_noise`.
+        protect: what a client does to its message before it leaves, such as adding noise.
         seed: decides participants and noise.
 
     Raises:
@@ -250,32 +196,6 @@ def train(
             messages = [protect(message, generator) for message in messages]
         sizes = [float(len(images)) for images, _ in chosen]
         aggregate(model, messages, sizes, lr if algorithm == "fedsgd" else 1.0)
-
-
-def add_noise(message: Message, ratio: float, generator: torch.Generator) -> Message:
-    """The message with Gaussian noise of `ratio` times the root mean square of all its entries."""
-    entries = torch.cat([value.flatten() for value in message.values.values()])
-    sigma = ratio * entries.square().mean().sqrt()
-
-    def noisy(value):
-        noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
-        return value + sigma * noise.to(value.device)
-
-    return message.map(noisy)
-
-
-def prune(message: Message, share: float) -> Message:
-    """The message with this share of each tensor's entries, the smallest, set to zero.
-
-    Source: Lin et al., Deep gradient compression, ICLR 2018; as a defense Zhu et al. 2019.
-    """
-
-    def pruned(value):
-        count = round(share * value.numel())
-        smallest = value.abs().flatten().topk(count, largest=False, sorted=False).indices
-        return value.flatten().index_fill(0, smallest, 0.0).view_as(value)
-
-    return message.map(pruned)
 
 
 def _outputs(model: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict, deque
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import safetensors.torch
 import torch
@@ -32,36 +34,15 @@ class ServiceError(RuntimeError):
     """The service over HTTP is gone, or broke."""
 
 
-class Service:
-    """An endpoint behind HTTP on this machine, until it is closed; also a context manager."""
-
-    def __init__(self, server, thread, port):
-        """Made by `serve`."""
-        self._server, self._thread = server, thread
-        self.url = f"http://127.0.0.1:{port}"
-
-    def close(self) -> None:
-        """Stops the service; requests that are being answered are finished first."""
-        self._server.should_exit = True
-        self._thread.join()
-
-    def __enter__(self):
-        """The service itself."""
-        return self
-
-    def __exit__(self, *_):
-        """Closes it."""
-        self.close()
-
-
 def can_serve() -> bool:
     """Whether `serve` has what it needs: Starlette 1.6 or later, and uvicorn."""
     found = all(find_spec(name) for name in ("uvicorn", "starlette"))
     return found and find_spec("starlette.middleware.body_limit") is not None
 
 
-def serve(endpoint: Endpoint, port: int = 0) -> Service:
-    """Puts an endpoint behind HTTP, for this machine only (127.0.0.1), in a thread of its own.
+@contextmanager
+def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
+    """An endpoint behind HTTP while inside: for this machine only (127.0.0.1), in its own thread.
 
     POST /predict answers; GET / says what is answered and how many queries were counted. Refusals
     have a status and one sentence: 400 no images in this form, 413 too long, 422 wrong images,
@@ -69,14 +50,13 @@ def serve(endpoint: Endpoint, port: int = 0) -> Service:
 
     Args:
         endpoint: what answers.
-        port: where; 0 takes a free one.
 
-    Returns:
-        The running service, with its `url`.
+    Yields:
+        The service, with its `url` on a free port. On leaving it ends, after the requests that
+        are being answered.
 
     Raises:
         ImportError: Starlette or uvicorn is missing or too old.
-        OSError: the port is taken.
     """
     if not can_serve():
         raise ImportError("http.serve needs Starlette and uvicorn: pip install 'vplib[serve]'")
@@ -109,7 +89,7 @@ def serve(endpoint: Endpoint, port: int = 0) -> Service:
 
     routes = [Route("/", about), Route("/predict", predict, methods=["POST"])]
     app = Starlette(routes=routes, max_body_size=MAX_BYTES)
-    listening = socket.create_server(("127.0.0.1", port))
+    listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=5)
     )
@@ -117,7 +97,11 @@ def serve(endpoint: Endpoint, port: int = 0) -> Service:
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
-    return Service(server, thread, listening.getsockname()[1])
+    try:
+        yield SimpleNamespace(url=f"http://127.0.0.1:{listening.getsockname()[1]}")
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Client:

@@ -5,5 +5,9 @@ from vplib.attacks.inversion_gradient.leakage import (
     invert_gradient,
     match_batches,
     score_psnr,
+    simulate,
     stack_messages,
 )
+from vplib.attacks.inversion_gradient.network import lenet
+from vplib.attacks.inversion_gradient.protection import add_noise, prune
+from vplib.attacks.inversion_gradient.side_by_side import concurrently

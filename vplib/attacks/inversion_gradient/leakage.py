@@ -7,14 +7,17 @@ number of local steps, their learning rate and batch size. No function here rece
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.func import vmap
 
 from vplib import experiment, threads
 from vplib.attacks.inversion_gradient import lbfgs
+from vplib.nets import stacked
 from vplib.show import metrics
 from vplib.victims import federated
 
@@ -128,7 +131,7 @@ def invert_gradient(
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             x, y = parts(points, rows)
-            found = federated.simulate(model, x, y, **steps)
+            found = simulate(model, x, y, **steps)
             dot = square = distance = 0
             for name, value in found.items():
                 value = (value * kept[name][rows] if kept else value).flatten(1)
@@ -205,6 +208,57 @@ def total_variation(images: Tensor) -> Tensor:
         return (steps.square() + 1e-6).sqrt().flatten(1).mean(1)
 
     return size(images.diff(dim=-1)) + size(images.diff(dim=-2))
+
+
+def simulate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    lr: float | None = None,
+    num_steps: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Tensor]:
+    """The messages that K clients with these images would send, differentiable in the images.
+
+    For who attacks a message: clients send detached copies. Batch norm in training mode takes the
+    statistics of each client's own batch, as the client did.
+
+    Args:
+        model: as the server sent it; its mode (train or eval) is that of the clients.
+        images: (K, B, C, H, W).
+        labels: (K, B, classes) probabilities.
+        lr: learning rate of local steps.
+        num_steps: local steps; None for a gradient instead of an update.
+        batch_size: images a local step, in order; all by default.
+
+    Returns:
+        By parameter name (K, ...).
+
+    Raises:
+        ValueError: the model drops units at random, which nobody else can repeat.
+    """
+    dropout = nn.modules.dropout._DropoutNd
+    if model.training and any(isinstance(m, dropout) for m in model.modules()):
+        raise ValueError(
+            "dropout in training mode: the attacker does not know which units the client dropped; "
+            "call model.eval(), or take a model without dropout"
+        )
+    small = images.shape[-1] <= 32  # there unfolded convolutions take half the time of vmap
+    if small and stacked.known(model, unfold=True):
+        forward = partial(stacked.forward, model, unfold=True)
+    else:
+        forward = vmap(stacked.functional(model))
+    slopes = partial(stacked.by_autograd, forward, create_graph=True)
+    start = {name: p.detach() for name, p in model.named_parameters()}
+    here = {n: p.expand(len(images), *p.shape).requires_grad_() for n, p in start.items()}
+    if num_steps is None:
+        return slopes(here, images, labels)[1]
+    num_images = images.shape[1]
+    for rows in federated.local_batches(num_images, num_steps, batch_size or num_images):
+        _, found = slopes(here, images[:, rows], labels[:, rows])
+        here = {name: value - lr * found[name] for name, value in here.items()}
+    return {name: here[name] - start[name] for name in start}
 
 
 def infer_label(message: federated.Message, rule: str = "product") -> int:

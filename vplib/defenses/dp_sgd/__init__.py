@@ -1,6 +1,7 @@
 """Training with differential privacy, and its audit."""
 
 from vplib.defenses.dp_sgd.audit import correct_guesses, lower_bound, run_with_canaries
+from vplib.defenses.dp_sgd.bounds import ACCOUNTANTS, epsilon
 from vplib.defenses.dp_sgd.private_training import (
     clipped_sums,
     train_private,

@@ -13,7 +13,8 @@ from scipy.stats import binom
 from torch import Tensor
 
 from vplib import seeding
-from vplib.nets import stacked, training
+from vplib.defenses.dp_sgd import examples
+from vplib.nets import training
 
 Step = Callable[[Tensor, torch.Generator], Tensor]
 CONFIDENCE = 0.999  # that the true epsilon is no smaller than the bound
@@ -148,7 +149,7 @@ def run_with_canaries(
     where = torch.randperm(num_parameters, generator=draws)[: len(included)]
     held = where[included]
     expected = sample_rate * (len(images) + len(held))
-    per_example = stacked.per_example(net)
+    per_example = examples.per_example(net)
     released = torch.empty(num_steps, len(included))
     for t in range(num_steps):
         one = {name: value[None] for name, value in state.items()}

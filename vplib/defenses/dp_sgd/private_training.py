@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import stack_module_state
 
 from vplib import experiment, seeding, threads
+from vplib.defenses.dp_sgd import bounds, examples
 from vplib.nets import stacked, training
 from vplib.privacy import accounting
 
@@ -44,7 +45,7 @@ class Private(NamedTuple):
             note: what is not accounted for, such as tuning.
         """
         if self.sampling == "reshuffle":
-            return replace(accounting.zcdp_reshuffled(self.histories[k], delta), note=note)
+            return replace(bounds.zcdp_reshuffled(self.histories[k], delta), note=note)
         return accounting.state(self.histories[k], delta, note)
 
 
@@ -66,7 +67,7 @@ def clipped_sums(net: nn.Module) -> Sums:
     Source:
         Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1.
     """
-    gradients = stacked.examples_of(net)
+    gradients = examples.examples_of(net)
 
     def sums(state, x, y, weights, clip):
         return stacked.clipped_sum([gradients(state, x, y)], clip, weights)
