@@ -7,9 +7,11 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml requirements.txt | cksum | cu
 ALL_NOTEBOOKS := $(shell find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*')
 # Committed notebooks that `make test` reruns as they are; `make test-all` takes every one.
 NOTEBOOKS ?= notebooks/00_start_here.ipynb notebooks/attacks/membership_shadow.ipynb
+# Minutes that `make gpu` may take.
+MINUTES ?= 8
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax tests
 
-.PHONY: env run lab test test-all bench strip clean
+.PHONY: env run lab test test-all bench gpu strip clean
 .DEFAULT_GOAL := run
 
 env: $(READY)
@@ -38,6 +40,10 @@ test-all: env
 
 bench: env
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# All notebooks in lab on a CUDA GPU, then the paper profiles that fit; ends in a table for README.
+gpu: env
+	@$(BIN)/python tests/gpu.py --minutes $(MINUTES) $(ALL_NOTEBOOKS)
 
 # Runs each notebook from a clean kernel, keeps the claims' output alone, and regenerates the Colab
 # guard and README's table. One notebook: make strip ALL_NOTEBOOKS=notebooks/attacks/NAME.ipynb

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vplib import claims
 from vplib.claims import Claims
 from vplib.recorded import display, emit, record
 
@@ -82,23 +83,54 @@ def device(name: str = "auto") -> "torch.device":
     return chosen
 
 
-def profile(name: str, **profiles: dict) -> SimpleNamespace:
+SHAPES = ("image_size", "batch_size", "channels", "hidden", "code")  # ends of names: no counts
+
+
+def profile(name: str, *, lab: dict, paper: dict) -> SimpleNamespace:
     """The settings of one profile, as attributes.
+
+    The third profile, "rehearsal", shows on any machine that every line of the paper's run works.
+    It takes what shapes an experiment from `paper` (texts, fractions, networks, whatever has a
+    name that ends in one of `SHAPES`) and how much of it from `lab`: whole numbers, and tuples of
+    them cut to the first two, of each the root, rounded up to an even number: 200 records become
+    16, and 16 models 4. So what is larger stays larger, and no setting is written thrice. The
+    paper's `dataset`, where it names one, becomes random images of its shape, and no claim is
+    asserted.
 
     Args:
         name: which profile, usually the notebook's `PROFILE`.
-        **profiles: one dict of settings a profile; all must name the same settings.
+        lab: the settings for two CPU cores.
+        paper: the settings of the paper, by the same names.
 
     Raises:
-        ValueError: there is no such profile, or one lacks a setting that another has.
+        ValueError: there is no such profile, or one lacks a setting that the other has.
     """
-    if name not in profiles:
-        raise ValueError(f"unknown profile {name!r}; {nearest(name, profiles)}")
-    names = set().union(*profiles.values())
+    profiles = {"lab": lab, "paper": paper}
+    if name not in (known := (*profiles, "rehearsal")):
+        raise ValueError(f"unknown profile {name!r}; {nearest(name, known)}")
     for label, settings in profiles.items():
-        if missing := names - set(settings):
+        if missing := {*lab, *paper} - set(settings):
             raise ValueError(f"profile {label!r} lacks {', '.join(sorted(missing))}")
-    return SimpleNamespace(**profiles[name])
+    claims.rehearsing = name == "rehearsal"
+    return SimpleNamespace(**(profiles.get(name) or _rehearsal(lab, paper)))
+
+
+def _rehearsal(lab: dict, paper: dict) -> dict:
+    found = {}
+    for key, value in lab.items():
+        several = isinstance(value, list | tuple)
+        counts = [type(v) is int for v in (value if several else [value])]
+        if isinstance(value, dict):
+            found[key] = _rehearsal(value, paper[key])
+        elif key.endswith(SHAPES) or not all(counts):
+            found[key] = f"random:{paper[key]}" if key == "dataset" else paper[key]
+        else:
+            found[key] = tuple(map(_root, value[:2])) if several else _root(value)
+    return found
+
+
+def _root(count: int) -> int:
+    return min(count, 2 * math.ceil(count**0.5 / 2))
 
 
 def has_front_end() -> bool:

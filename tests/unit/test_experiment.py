@@ -96,13 +96,57 @@ def test_unknown_profile_offers_the_nearest():
 
 
 def test_unknown_profile_lists_all_where_none_is_near():
-    with pytest.raises(ValueError, match="unknown profile 'xyz'; known: lab, paper"):
+    with pytest.raises(ValueError, match="unknown profile 'xyz'; known: lab, paper, rehearsal"):
         experiment.profile("xyz", lab={}, paper={})
 
 
 def test_a_profile_that_lacks_a_setting():
     with pytest.raises(ValueError, match="profile 'paper' lacks epochs, models"):
         experiment.profile("lab", lab=dict(models=1, epochs=1, lr=1), paper=dict(lr=1))
+
+
+def test_rehearsal_has_the_shapes_of_the_paper_and_few_of_everything():
+    lab = dict(
+        dataset="digits",
+        network="mlp",
+        lr=0.1,
+        batch_size=32,
+        image_size=8,
+        hidden=(32,),
+        later_channels=(8, 16),
+        noise=(1.0, 8.0),
+        train_size=200,
+        num_models=16,
+        few=3,
+        one=1,
+        sizes=(50, 100, 200),
+        num_images=6000,
+        clip=True,
+        gs=dict(num_steps=100, hidden=(4,)),
+    )
+    paper = dict(
+        dataset="cifar10", network="cnn", lr=0.01, batch_size=64, image_size=32, hidden=(512,),
+        later_channels=(64, 128), noise=(1.0, 4.0), train_size=2500, num_models=64, few=9, one=5,
+        sizes=(2500, 15000), num_images=None, clip=False, gs=dict(num_steps=9000, hidden=(64,)),
+    )  # fmt: skip
+    assert vars(experiment.profile("rehearsal", lab=lab, paper=paper)) == dict(
+        dataset="random:cifar10", network="cnn", lr=0.01, batch_size=64, image_size=32,
+        hidden=(512,), later_channels=(64, 128), noise=(1.0, 4.0), train_size=16, num_models=4,
+        few=2, one=1, sizes=(8, 10), num_images=78, clip=False, gs=dict(num_steps=10, hidden=(64,)),
+    )  # fmt: skip
+
+
+def test_rehearsal_asserts_no_claim(capsys):
+    for name, outcome in (("rehearsal", "does not hold on a rehearsal"), ("lab", "FAILS")):
+        experiment.profile(name, lab={}, paper={})
+        claims = experiment.Claims("Doe 2020", data="digits", asserted_on=("digits",))
+        claims.check("it leaks", paper="x", ours=0.5, holds=False, no_control="a test")
+        if name == "rehearsal":
+            claims.verify()
+        else:
+            with pytest.raises(AssertionError):
+                claims.verify()
+        assert capsys.readouterr().out.startswith(outcome)
 
 
 @QUICK

@@ -437,7 +437,7 @@ def test_a_good_notebook_ends_with_0_and_the_report(good):
     assert page.is_absolute() and page.name == "report.html" and page.is_file()
     assert page.parent.parent == folder / "runs" and (page.parent / "fine.ipynb").is_file()
     assert "[holds] Core 2017: more leaks (headline) | paper: 0.52 | ours: 7.25" in done.stdout
-    assert "[not reproduced] Core 2017: never seen | paper: 0.9 <b> | ours: A: 0.1; B: 2" in (
+    assert "[not reproduced] Core 2017: never seen | paper: 0.9 <b> | ours: A: 0.100; B: 2" in (
         done.stdout
     )
     assert re.search(r"  no models trained\n  fine: ran, \d+\.\d s", done.stdout)

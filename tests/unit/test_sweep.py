@@ -226,6 +226,7 @@ def test_a_full_disk_is_waited_for(place, threads, monkeypatch):
 
     def write(path, content):
         if path.suffix == ".ipynb" and full and full.pop():
+            path.parent.mkdir(exist_ok=True)
             path.with_name(f".{path.name}.part").write_bytes(content[:10])
             raise OSError(28, "No space left on device")
         wrote(path, content)
@@ -263,6 +264,30 @@ def test_a_disk_that_stays_full_stops_the_sweep(place, threads, monkeypatch, cap
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0 and f"2 points, {done} done already" in result.output
     assert len(table(place / "out")) == 2
+
+
+def test_a_worker_elsewhere_writes_nothing_and_sends_the_notebook(place, threads, monkeypatch):
+    ran = sweeping.run_point
+
+    def elsewhere(source, point, inode):
+        text = ran(source, point, inode + 1)  # a folder of that name, but another one
+        assert not point.target.exists()
+        return text
+
+    monkeypatch.setattr(sweeping, "run_point", elsewhere)
+    arguments = ["sweep", save(place / "one.ipynb"), "--grid", "SEED=1", "-p", "PLACE", str(place)]
+    result = CliRunner().invoke(cli, [*arguments, "--out", "out", "--scheduler", threads])
+    assert result.exit_code == 0, result.output
+    assert [row["accuracy"] for row in table(place / "out")] == ["1.5"]
+
+
+def test_a_point_is_not_repeated_when_its_worker_is_lost_after_it(place):
+    (point,) = planned(place, "SEED=1")
+    finished(point)
+    inode = (place / "out").stat().st_ino
+    assert sweeping.run_point(b"", point, inode) == point.target.read_text()
+    with pytest.raises(ValueError, match="No worker found"):  # it would run, on a worker
+        sweeping.run_point(b"", point, inode + 1)
 
 
 def test_a_claim_or_a_cell_that_fails_is_kept_and_only_the_cell_runs_again(place, cluster):

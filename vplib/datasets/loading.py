@@ -30,6 +30,30 @@ def _mnist5k(split: str) -> Stored:
     return from_arrays([(table[:, :-1].reshape(-1, 28, 28), table[:, -1])], DIGITS)
 
 
+SHAPES = {  # channels, height, width and classes
+    "digits": (1, 8, 8, 10),
+    "mnist5k": (1, 28, 28, 10),
+    "mnist": (1, 28, 28, 10),
+    "fashion_mnist": (1, 28, 28, 10),
+    "cifar10": (3, 32, 32, 10),
+    "cifar100": (3, 32, 32, 100),
+    "svhn": (3, 32, 32, 10),
+    "usps": (1, 16, 16, 10),
+    "olivetti": (1, 64, 64, 40),
+    "lfw": (3, 62, 47, 5749),
+    "celeba": (3, 218, 178, 10177),
+}
+
+
+def _random(name: str) -> Stored:
+    """A thousand random images of this set's shape, for a rehearsal; of each class equally many."""
+    *shape, num_classes = SHAPES[name]
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (1000, *shape), generator=draws, dtype=torch.uint8)
+    labels = torch.arange(1000) % num_classes
+    return from_arrays([(pixels, labels)], map(str, range(num_classes)))
+
+
 _LOADERS = {"digits": _digits, "mnist5k": _mnist5k} | downloaded.LOADERS
 NAMES = ("digits", "mnist5k", "faces", *downloaded.LOADERS)
 
@@ -38,7 +62,8 @@ def check_name(name: str) -> None:
     """Refuses a name that `load` does not know.
 
     Args:
-        name: one of `NAMES`, or "folder:PATH" with one folder of images a class.
+        name: one of `NAMES`, "random:" before one of `SHAPES`, or "folder:PATH" with one folder
+            of images a class.
 
     Raises:
         ValueError: no dataset has this name (the nearest is offered), or no such folder exists.
@@ -48,7 +73,7 @@ def check_name(name: str) -> None:
             raise ValueError(
                 f"{name!r}: no such folder; give folder:PATH, one folder a class in it"
             )
-    elif name not in NAMES:
+    elif name not in NAMES and name.removeprefix("random:") not in SHAPES:
         hint = experiment.nearest(name, NAMES)
         raise ValueError(f"unknown dataset {name!r}; {hint} (own images: 'folder:PATH')")
 
@@ -64,9 +89,10 @@ def load(
     """A dataset in memory.
 
     Args:
-        name: one of `NAMES`, or "folder:PATH" with one folder of images a class. A relative PATH
-            is taken from the working folder: a notebook's own in JupyterLab, the caller's under
-            papermill. (`vplib run` makes it absolute, from where it was called.)
+        name: one of `NAMES`; "random:NAME" for random images of its shape; or "folder:PATH" with
+            one folder of images a class. A relative PATH is taken from the working folder: a
+            notebook's own in JupyterLab, the caller's under papermill. (`vplib run` makes it
+            absolute, from where it was called.)
         split: "train", "test", or "all" for both. Sets that come without a split get a fixed,
             class-balanced one of 80 to 20. In `omniglot` and `celeba` the published parts have
             no class in common, and each numbers its own: to recognise classes, take one part and
@@ -101,7 +127,8 @@ def load(
         labels = faces.standard_labels(split)
         rows = _choose_rows(name, labels, split, num_images, seed, own_split=True)
         return faces.standard(split, rows, image_size).to(device)
-    found = _LOADERS[name](split)
+    _, random, of = name.rpartition("random:")
+    found = _random(of) if random else _LOADERS[name](split)
     rows = _choose_rows(name, found.labels, split, num_images, seed, found.own_split)
     channels, *size = found.shape
     check_bytes((len(rows), channels, *([image_size] * 2 if image_size else size)))

@@ -5,8 +5,6 @@ import io
 import statistics
 import textwrap
 
-MAX_LINES = 7  # in one chart: as many as there are colors
-
 
 def groups(points: list[dict]) -> dict[str, list[dict]]:
     """The points that differ in their seed only, by what they have in common, in words.
@@ -60,7 +58,7 @@ def charts(points: list[dict]) -> list[dict]:
         at = lines.setdefault(line, {})
         at.setdefault(point["parameters"][numeric[0]], []).append(point)
     repeats = {len(seeds) for at in lines.values() for seeds in at.values()}
-    drawn = numbers(points) if len(repeats) == 1 and len(lines) <= MAX_LINES else {}
+    drawn = numbers(points) if len(repeats) == 1 and len(lines) <= len(plots.COLORS) else {}
     for name, values in drawn.items():
         if len(values) < len(points) or len(set(values)) == 1:
             continue

@@ -26,8 +26,7 @@ def read(path: Path):
     import nbformat
 
     try:
-        text = path.read_text(encoding="utf-8")
-        notebook = nbformat.convert(nbformat.reader.reads(text), 4)
+        notebook = nbformat.convert(nbformat.reader.reads(path.read_text("utf-8")), 4)
         nbformat.validate(notebook)
     except Exception as error:  # nbformat does not say which errors damage raises
         why = f"{type(error).__name__}: {str(error)[:200]}; repair or delete it"
@@ -156,7 +155,7 @@ def figures(notebook) -> list[dict]:
 
 
 def smaller(png: str, limit: int) -> bytes:
-    """A PNG of at most so many bytes: of a larger one, a copy in fewer colors, then smaller.
+    """A PNG of at most so many bytes: of a larger one, smaller copies in fewer colors.
 
     Args:
         png: base64.
@@ -164,13 +163,11 @@ def smaller(png: str, limit: int) -> bytes:
     """
     from PIL import Image
 
-    content, image = base64.b64decode(png), None
+    content = base64.b64decode(png)
     while len(content) > limit:
-        if image is None:
-            image = Image.open(io.BytesIO(content)).convert("RGBA")
-        else:
-            image = image.resize([max(1, side * 6 // 7) for side in image.size])
-        image.quantize(256).save(file := io.BytesIO(), "PNG", optimize=True)
+        image = Image.open(io.BytesIO(content)).convert("RGBA")
+        image = image.resize([max(1, side * 6 // 7) for side in image.size]).quantize(256)
+        image.save(file := io.BytesIO(), "PNG", optimize=True)
         content = file.getvalue()
     return content
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from vplib.runner import report, run
 
-TRIES = 2  # of a point whose worker is lost
 WAIT, PAUSE = 600.0, 5.0  # seconds to wait for space on a full disk, and between two looks
 
 
@@ -147,24 +146,36 @@ def _file_name(parameters: dict) -> str:
     return text if safe == text else f"{safe}-{mark}"
 
 
-def run_point(source: bytes, point: Point) -> str:
-    """Runs one point on whichever machine Dask chooses, which needs no file of ours.
+def run_point(source: bytes, point: Point, inode: int) -> str:
+    """Runs one point on whichever machine Dask chooses.
+
+    A worker that sees the sweep's folder puts the notebook there itself: should the worker be lost
+    a moment later, the point need not run again.
 
     Args:
-        source: what the notebook's file holds.
-        point: what to run.
+        source: what the notebook's file holds; the worker need not have it.
+        point: what to run, and where the executed notebook goes.
+        inode: of the sweep's folder, by which a worker knows it from another of that name.
 
     Returns:
         The executed notebook as JSON, with its error if it failed.
     """
     from distributed import get_worker
 
+    folder = point.target.parents[point.name.count("/") + 1]
+    seen = folder.is_dir() and folder.stat().st_ino == inode
+    if seen and point.done():  # the worker was lost after it
+        return point.target.read_text(encoding="utf-8")
     get_worker().log_event("vplib", get_worker().get_current_task())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a nanny sets it: one point, one core
-    with tempfile.TemporaryDirectory(prefix="vplib-point-") as folder:
-        path, target = Path(folder, "source.ipynb"), Path(folder, "out.ipynb")
+    with tempfile.TemporaryDirectory(prefix="vplib-point-") as place:
+        path, target = Path(place, "source.ipynb"), Path(place, "out.ipynb")
         path.write_bytes(source)
-        return point.signed(run.execute(point.name, path, target, point.parameters, quiet=True))
+        text = point.signed(run.execute(point.name, path, target, point.parameters, quiet=True))
+    with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
+        if seen:
+            report.write_beside(point.target, text.encode())
+    return text
 
 
 def done_in(folder: Path) -> dict[Path, dict]:
@@ -268,24 +279,22 @@ def _compute(folder, rows, todo, address, workers):
     import dask
     import distributed
 
-    # Of a cluster that is made here; points wait at the scheduler, never behind a long one.
-    rules = {"allowed-failures": TRIES - 1, "worker-saturation": 1.0}
+    # Of a cluster that is made here: the point of a lost worker starts twice at most, and points
+    # wait at the scheduler, never behind a long one.
+    rules = {"allowed-failures": 1, "worker-saturation": 1.0}
     rules = {f"distributed.scheduler.{name}": value for name, value in rules.items()}
     unique, futures = os.urandom(8).hex(), {}
     with dask.config.set(rules), _client(address, workers, len(todo)) as client:
         say(folder, f"Dask's dashboard: {client.dashboard_link}")
         for i, p in enumerate(todo):  # keys of one prefix: Dask queues what is alike
             source, key = p.source.read_bytes(), f"point-{i}-{unique}"
-            futures[client.submit(run_point, source, p, key=key)] = p
+            futures[client.submit(run_point, source, p, folder.stat().st_ino, key=key)] = p
         came, began = distributed.as_completed(futures), time.monotonic()
-        try:
-            for number, future in enumerate(came, 1):
-                tries = [key for _, key in client.get_events("vplib")].count(future.key)
-                done = _keep(folder, rows, futures.pop(future), future, tries)
-                left = (time.monotonic() - began) / number * (len(todo) - number)
-                say(folder, f"[{number} of {len(todo)}] {done}; about {left / 60:.0f} min left")
-        finally:
-            client.cancel(list(futures))
+        for number, future in enumerate(came, 1):
+            tries = [key for _, key in client.get_events("vplib")].count(future.key)
+            done = _keep(folder, rows, futures.pop(future), future, tries)
+            left = (time.monotonic() - began) / number * (len(todo) - number)
+            say(folder, f"[{number} of {len(todo)}] {done}; about {left / 60:.0f} min left")
 
 
 def _keep(folder, rows, point, future, tries):

@@ -10,14 +10,3 @@ from vplib.attacks.extraction_functionality.knockoff import (
     train_clones,
     update_preferences,
 )
-
-__all__ = [
-    "REWARDS",
-    "as_targets",
-    "ask_all",
-    "choose_adaptively",
-    "draw_rows",
-    "reward_certainty",
-    "train_clones",
-    "update_preferences",
-]

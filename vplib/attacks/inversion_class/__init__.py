@@ -7,12 +7,3 @@ from vplib.attacks.inversion_class.search import (
     invert_latents,
 )
 from vplib.attacks.inversion_class.trained import train_gamin, train_inverters
-
-__all__ = [
-    "infer_attribute",
-    "invert_class",
-    "invert_class_black_box",
-    "invert_latents",
-    "train_gamin",
-    "train_inverters",
-]

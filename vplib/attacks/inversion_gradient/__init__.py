@@ -7,11 +7,3 @@ from vplib.attacks.inversion_gradient.leakage import (
     score_psnr,
     stack_messages,
 )
-
-__all__ = [
-    "infer_label",
-    "invert_gradient",
-    "match_batches",
-    "score_psnr",
-    "stack_messages",
-]

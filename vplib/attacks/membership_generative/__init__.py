@@ -1,8 +1,3 @@
 """Membership in the training set of a generator."""
 
 from vplib.attacks.membership_generative.generative import rank_by_discriminator, rank_by_samples
-
-__all__ = [
-    "rank_by_discriminator",
-    "rank_by_samples",
-]

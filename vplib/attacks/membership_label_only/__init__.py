@@ -10,14 +10,3 @@ from vplib.attacks.membership_label_only.label_only import (
     train_copies_attack,
     transfer_shadows,
 )
-
-__all__ = [
-    "ask_copies",
-    "boundary_distances",
-    "rotated",
-    "score_by_noise",
-    "score_set",
-    "shifted",
-    "train_copies_attack",
-    "transfer_shadows",
-]

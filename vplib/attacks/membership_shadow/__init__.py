@@ -18,20 +18,3 @@ from vplib.attacks.membership_shadow.shadow import (
     train_agnostic_attack,
     train_attack_models,
 )
-
-__all__ = [
-    "attack_set",
-    "logit_confidence",
-    "losses",
-    "score_agnostic",
-    "score_by_correctness",
-    "score_by_loss",
-    "score_calibrated",
-    "score_lira",
-    "score_members",
-    "score_rmia",
-    "sorted_answers",
-    "threshold_from_shadows",
-    "train_agnostic_attack",
-    "train_attack_models",
-]

@@ -120,8 +120,6 @@ def score_rmia(
     population: tuple[Tensor, Tensor, Tensor],
     *,
     online: bool = True,
-    gamma: float = 1.0,
-    offline_factor: float = 0.3,
 ) -> Tensor:
     """The share of population records that the record beats in a pairwise likelihood ratio.
 
@@ -133,9 +131,7 @@ def score_rmia(
         population: of Z records that no model was trained on, the victims' answers
             (..., Z, classes), the labels (Z,) and the reference models' answers (K, Z, classes).
         online: average over references with and without the record; offline over those without,
-            corrected by `offline_factor`.
-        gamma: how much larger the record's ratio must be.
-        offline_factor: the slope a in p = ((1 + a) p_out + (1 - a)) / 2.
+            corrected by p = ((1 + a) p_out + (1 - a)) / 2 with a = 0.3.
 
     Returns:
         (..., N) shares from 0 to 1.
@@ -155,11 +151,11 @@ def score_rmia(
     if online:
         marginal = (_mean(reference, shadow_members) + marginal) / 2
     else:
-        marginal = ((1 + offline_factor) * marginal + (1 - offline_factor)) / 2
+        marginal = (1.3 * marginal + 0.7) / 2
     ratio = _true(answers, labels) / marginal
     other = _true(other_answers, other_labels) / _true(other_references, other_labels).mean(0)
     # How many of the sorted population's ratios lie below the record's: its rank, in log time.
-    beaten = torch.searchsorted((gamma * other).sort(-1).values, ratio)
+    beaten = torch.searchsorted(other.sort(-1).values, ratio)
     return beaten.double() / other.shape[-1]
 
 

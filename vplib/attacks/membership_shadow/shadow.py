@@ -48,7 +48,6 @@ def train_attack_models(
     groups: Tensor | None = None,
     *,
     num_epochs: int = 30,
-    hidden: int = 64,
     seed: int = 0,
 ) -> training.Ensemble:
     """One attack model a class: a network with one hidden layer that tells "in" from "out".
@@ -60,7 +59,6 @@ def train_attack_models(
         groups: (G, k) shadows that each of G attacks learns from; by default one attack learns
             from all.
         num_epochs: passes over the attack set of a class.
-        hidden: width of the hidden layer.
         seed: of initialization and order.
 
     Returns:
@@ -88,18 +86,7 @@ def train_attack_models(
         raise ValueError(f"the shadow pool has no record of class {empty}; take a larger pool")
     longest = max(len(r) for r in rows)
     subsets = torch.stack([r.repeat(-(-longest // len(r)))[:longest] for r in rows])
-    return training.fit_many(
-        lambda: models.mlp(answers.shape[1:], 2, (hidden,)),
-        answers,
-        inside,
-        subsets,
-        num_epochs=num_epochs,
-        optimizer="adam",
-        lr=0.01,
-        batch_size=64,
-        seed=seed,
-        description="attack models",
-    )
+    return _fit(answers, inside, subsets, num_epochs, seed, lr=0.01, batch_size=64)
 
 
 def score_members(attack_models: training.Ensemble, answers: Tensor, labels: Tensor) -> Tensor:
@@ -174,9 +161,7 @@ def train_agnostic_attack(
     members: Tensor,
     groups: Tensor | None = None,
     *,
-    top: int = 3,
     num_steps: int = 1000,
-    hidden: int = 64,
     seed: int = 0,
 ) -> training.Ensemble:
     """Attack models for all classes at once, from the largest probabilities of an answer in order.
@@ -187,60 +172,41 @@ def train_agnostic_attack(
         members: (K, N) whether the shadow was trained on the record; the attacker trained it.
         groups: (G, k) shadows that each of G attack models learns from; by default one attack
             model learns from all.
-        top: how many of the largest probabilities it looks at.
-        num_steps: about how many training steps, whatever the number of shadows; with few steps
-            the attack model only learns to threshold the largest probability.
-        hidden: width of the hidden layer.
+        num_steps: about how many training steps, whatever the number of shadows; with few the
+            attack model only learns to threshold the largest probability.
         seed: of initialization and order.
 
     Returns:
-        An ensemble of G models, from (N, top) sorted probabilities to 2 logits.
+        An ensemble of G models, from `sorted_answers` to 2 logits.
 
     Raises:
-        ValueError: `top` is not from 1 to the number of classes; or members as in `attack_set`.
+        ValueError: members as in `attack_set`.
 
     Source:
         Salem et al., ML-Leaks, NDSS 2019, section IV (adversary 1).
     """
     _check_members(members, probabilities)
-    num_records = probabilities.shape[1]
-    answers = sorted_answers(probabilities, top).flatten(0, 1)
+    answers = sorted_answers(probabilities).flatten(0, 1)
     shadows = torch.arange(len(probabilities))[None] if groups is None else torch.as_tensor(groups)
-    rows = shadows[..., None] * num_records + torch.arange(num_records)
+    rows = shadows[..., None] * members.shape[1] + torch.arange(members.shape[1])
     steps_an_epoch = -(-rows[0].numel() // 256)
-    return training.fit_many(
-        lambda: models.mlp((top,), 2, (hidden,)),
-        answers,
-        members.flatten().long(),
-        rows.flatten(1),
-        num_epochs=max(1, num_steps // steps_an_epoch),
-        optimizer="adam",
-        lr=0.03,
-        batch_size=256,
-        seed=seed,
-        description="attack model",
-    )
+    inside, num_epochs = members.flatten().long(), max(1, num_steps // steps_an_epoch)
+    return _fit(answers, inside, rows.flatten(1), num_epochs, seed, lr=0.03, batch_size=256)
 
 
-def sorted_answers(probabilities: Tensor, top: int = 3) -> Tensor:
-    """Logarithms of an answer's largest probabilities in falling order, whatever their classes.
+def sorted_answers(probabilities: Tensor) -> Tensor:
+    """Logarithms of an answer's three largest probabilities in falling order, of any classes.
 
     The paper takes the probabilities; but members and nonmembers differ in how near to 1 the first
     one comes, which a small network cannot see on that scale.
 
     Args:
         probabilities: (..., classes).
-        top: how many to keep.
 
     Returns:
-        (..., top) logarithms, at least -10: an answer of zero has no smaller one.
-
-    Raises:
-        ValueError: `top` is not from 1 to the number of classes.
+        (..., 3) logarithms, or two for two classes; at least -10, for zero has no logarithm.
     """
-    if not 1 <= top <= probabilities.shape[-1]:
-        raise ValueError(f"top must be from 1 to {probabilities.shape[-1]} classes, not {top}")
-    largest = probabilities.topk(top, dim=-1).values
+    largest = probabilities.topk(min(3, probabilities.shape[-1]), dim=-1).values
     return largest.clamp_min(math.exp(-10)).log()
 
 
@@ -254,8 +220,7 @@ def score_agnostic(attack_models: training.Ensemble, answers: Tensor) -> Tensor:
     Returns:
         (G, ..., N) probabilities, a row an attack model.
     """
-    top = attack_models.state["1.weight"].shape[-1]  # building one would draw from torch's seed
-    asked = sorted_answers(answers, top)
+    asked = sorted_answers(answers)
     said = attack_models.probabilities(asked.flatten(0, -2))[..., 1]
     return said.unflatten(1, asked.shape[:-1])
 
@@ -290,3 +255,13 @@ def _check_members(members: Tensor, probabilities: Tensor) -> None:
             f"members must be (shadows, records), {tuple(probabilities.shape[:2])} for these "
             f"answers, not {tuple(members.shape)}"
         )
+
+
+def _fit(answers, inside, rows, num_epochs, seed, **settings) -> training.Ensemble:
+    """Networks with one hidden layer from answers to "out" and "in", each on its own rows."""
+    settings |= dict(num_epochs=num_epochs, optimizer="adam", description="attack models")
+
+    def build():
+        return models.mlp(answers.shape[1:], 2, (64,))
+
+    return training.fit_many(build, answers, inside, rows, seed=seed, **settings)

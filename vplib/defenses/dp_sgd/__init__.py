@@ -5,11 +5,3 @@ from vplib.defenses.dp_sgd.private_training import (
     clipped_sums,
     train_private,
 )
-
-__all__ = [
-    "clipped_sums",
-    "correct_guesses",
-    "lower_bound",
-    "run_with_canaries",
-    "train_private",
-]

@@ -8,7 +8,9 @@ diagonals. What is better depends on the network; `Packing` counts.
 
 import os
 import secrets
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -132,8 +134,9 @@ class _Files:
 
     def __init__(self):
         memory = "/dev/shm"  # Linux keeps files there in memory
-        self._folder = tempfile.TemporaryDirectory(dir=memory if os.access(memory, 2) else None)
-        self._path = Path(self._folder.name) / "object"
+        folder = tempfile.mkdtemp(dir=memory if os.access(memory, 2) else None)
+        self._path = Path(folder) / "object"
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     def save(self, item) -> bytes:
         item.save(str(self._path))

@@ -7,11 +7,3 @@ from vplib.defenses.output_perturbation.masks import (
     top_k,
     train_classifier,
 )
-
-__all__ = [
-    "MemGuard",
-    "rounded",
-    "temperature",
-    "top_k",
-    "train_classifier",
-]

@@ -14,18 +14,3 @@ from vplib.images.adversarial_cloaking.cloaks import (
     universal_perturbation,
     within_budget,
 )
-
-__all__ = [
-    "choose_target",
-    "cloak",
-    "dssim",
-    "encode",
-    "linear_head",
-    "nearest",
-    "overlay",
-    "remove_overlay",
-    "to_jpeg",
-    "to_png",
-    "universal_perturbation",
-    "within_budget",
-]
