@@ -80,7 +80,7 @@ def compare(name: str, num_models: int, num_steps: int, rounds: int, network: st
 
 
 def main() -> None:
-    """Compares on an MLP, where ghost clipping stacks, and on a CNN, which goes through vmap."""
+    """Compares on an MLP, where ghost clipping stacks, and on a CNN, where convolutions do not."""
     parser = argparse.ArgumentParser(description="stacked DP-SGD against Opacus")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each side")
     parser.add_argument("--models", type=int, default=16, help="models stacked")
@@ -91,7 +91,7 @@ def main() -> None:
     print(f"one thread; Opacus {opacus.__version__}, torch {torch.__version__}, "
           f"{platform.machine()}")  # fmt: skip
     compare("digits", options.models, options.steps, options.rounds, "MLP")
-    few = min(4, options.models), max(options.steps // 5, 1)  # per-example kernels fill memory
+    few = min(4, options.models), max(options.steps // 5, 1)  # each example's kernels fill memory
     compare("digits", *few, options.rounds, "CNN")
 
 

@@ -9,7 +9,7 @@ federated loop; networks with other layers go through vmap.
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -336,22 +336,23 @@ def clipped_sum(
         Goodfellow, Efficient per-example gradient computations, arXiv:1510.01799 (norms, for one
         part); Li et al., ICLR 2022 (ghost clipping).
     """
+
+    @cache  # a layer's slopes are in the gradients of its weight and of its bias
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(2).sum(-1)
+
     squares = torch.zeros_like(weights)
     for one, other in itertools.combinations_with_replacement(parts, 2):
-        for name in one:
-            squares += (1 if one is other else 2) * _inner(one[name], other[name])
+        twice = 1 if one is other else 2
+        for a, b in ((one[name], other[name]) for name in one):
+            squares += twice * (
+                dot(a[0], b[0]) * dot(a[1], b[1]) if type(a) is tuple else dot(a, b)
+            )
     norms = squares.clamp_min(0).sqrt()
     clip = torch.as_tensor(clip, dtype=norms.dtype, device=norms.device).view(-1, 1)
     weights = weights * (clip / norms.clamp_min(1e-12)).clamp_max(1)
     sums = [summed(one, weights) for one in parts]
     return {name: sum(one[name] for one in sums) for name in sums[0]}, norms
-
-
-def _inner(one, other):
-    """The inner product of two gradients of one parameter, example by example: (K, B)."""
-    if isinstance(one, tuple):
-        return (one[0] * other[0]).sum(-1) * (one[1] * other[1]).sum(-1)
-    return (one * other).flatten(2).sum(-1)
 
 
 def updater(
