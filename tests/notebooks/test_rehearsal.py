@@ -53,7 +53,8 @@ size = experiment.profile(PROFILE, lab=dict(n=4), paper=dict(n=64)).n
 x = torch.arange(float(size), device=device)
 claims = experiment.Claims("Doe 2020", data="digits", asserted_on=("digits",))"""
     code = [nbformat.v4.new_code_cell(source) for source in (setup, *cells, "claims.verify()")]
-    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, *code]), path)
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, *code], metadata=kernel), path)
     return path
 
 
