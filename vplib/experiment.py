@@ -120,13 +120,15 @@ def progress(iterable, description: str, total: int | None = None):
 
     So a cell of many short calls shows a bar as well; one that follows the last one within 0.2
     seconds shows only after as long, for a thousand bars a second would cost more than the work.
+    Without a description there is no bar.
     """
     from tqdm.auto import tqdm
 
     in_kernel = display() is not None
-    disable = not has_front_end() if in_kernel else None  # None: off where stderr is no terminal
+    off = not has_front_end() if in_kernel else None  # None: off where stderr is no terminal
     delay = _delay(_running_cell(), time.monotonic())
-    return tqdm(iterable, desc=description, total=total, delay=delay, leave=False, disable=disable)
+    settings = dict(delay=delay, leave=False, disable=not description or off)
+    return tqdm(iterable, desc=description, total=total, **settings)
 
 
 _shown = SimpleNamespace(
@@ -174,7 +176,7 @@ def concurrently(calls: Mapping[str, Callable], device="cpu", description: str =
 
     total = torch.get_num_threads()
     workers = min(total, len(calls)) if torch.device(device).type == "cpu" else 1
-    names = progress(calls, description) if description else calls
+    names = progress(calls, description)
     if workers < 2:
         return {name: calls[name]() for name in names}
     share = max(1, total // workers)
