@@ -149,13 +149,15 @@ def progress(iterable, description: str, total: int | None = None):
 
     So a cell of many short calls shows a bar as well; one that follows the last one within 0.2
     seconds shows only after as long, for a thousand bars a second would cost more than the work.
+    Without a description there is no bar.
     """
     from tqdm.auto import tqdm
 
     in_kernel = display() is not None
-    disable = not has_front_end() if in_kernel else None  # None: off where stderr is no terminal
+    off = not has_front_end() if in_kernel else None  # None: off where stderr is no terminal
     delay = _delay(_running_cell(), time.monotonic())
-    return tqdm(iterable, desc=description, total=total, delay=delay, leave=False, disable=disable)
+    settings = dict(delay=delay, leave=False, disable=not description or off)
+    return tqdm(iterable, desc=description, total=total, **settings)
 
 
 _shown = SimpleNamespace(

@@ -340,6 +340,12 @@ print(delays)
 """
 
 
+def test_no_bar_without_a_description(kernel):
+    code = "bars = [experiment.progress(range(3), d) for d in ('counting', '')]; {}"
+    outputs = ask(kernel, code.format("print([b.disable for b in bars])"), allow_stdin=True)
+    assert [o["text"] for o in outputs if "text" in o] == ["[False, True]\n"]
+
+
 def test_progress_in_a_live_kernel_counts_the_short_calls_of_a_cell(kernel):
     def count(seconds):
         outputs = ask(kernel, COUNT.format(seconds=seconds), allow_stdin=True)

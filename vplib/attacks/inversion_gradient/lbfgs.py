@@ -77,8 +77,7 @@ def minimize(
     low_g = g.clone()
     running = f.isfinite() & (f > 0) & (slope < 0)
     path, path_values = [x.clone()], [f.clone()]
-    counter = range(1, num_evaluations)
-    for count in experiment.progress(counter, description) if description else counter:
+    for count in experiment.progress(range(1, num_evaluations), description):
         on = running.nonzero().squeeze(1)
         if not len(on):
             break

@@ -177,8 +177,7 @@ def _signed_adam(evaluate, starts, num_evaluations, lr, pixels, *, keep_every, d
     cuts = [num_evaluations * i // 8 for i in (3, 5, 7)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(stepper, cuts, 0.1)
     best, best_values, path, values = points.clone(), None, [points.clone()], []
-    counter = range(num_evaluations)
-    for i in experiment.progress(counter, description) if description else counter:
+    for i in experiment.progress(range(num_evaluations), description):
         value, slopes = evaluate(points, rows)
         values = values or [value]
         best_values = value.clone() if best_values is None else best_values

@@ -75,8 +75,7 @@ def train_dp_merf(
         weights = list(generators.nets[1].values())
         classes = torch.arange(num_classes, device=images.device)
         wanted = classes.repeat_interleave(PER_CLASS).expand(len(sigma), -1)
-        steps = range(num_steps)
-        for _ in experiment.progress(steps, description) if description else steps:
+        for _ in experiment.progress(range(num_steps), description):
             made = random_features(generators.draw(wanted), frequencies)
             mean = made.unflatten(1, (num_classes, PER_CLASS)).mean(2)
             improve(torch.autograd.grad(((mean - target) ** 2).sum(), weights))

@@ -158,8 +158,8 @@ def train_dpgan(
     with seeding.seeded(seed), threads.one_thread(images):
         generators, improve = new_generators(images, num_classes, runs, generator_lr, loss)
         critics = net, state = new(private.shape[1], 1, hidden, runs, images.device)
-        update, steps = updater(state, lr, loss), range(num_steps)
-        for step in experiment.progress(steps, description) if description else steps:
+        update = updater(state, lr, loss)
+        for step in experiment.progress(range(num_steps), description):
             rows, taken = poisson_batches(subsets.shape[1], sample_rate, runs, images.device)
             rows = subsets.gather(1, rows)
             fakes = labels[rows] if pairing == "pairs" else None

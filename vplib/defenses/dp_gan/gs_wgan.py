@@ -131,8 +131,7 @@ def train_gs_wgan(
         critics = dpgan.new(private.shape[1], 1, hidden, runs * num_discriminators, device)
         update = dpgan.updater(critics[1], LR)
         rows, sizes = partition(subsets, num_discriminators)
-        steps = range(num_steps)
-        for step in experiment.progress(steps, description) if description else steps:
+        for step in experiment.progress(range(num_steps), description):
             for _ in range(CRITIC_STEPS + (WARM_UP if step == 0 else 0)):
                 some = draw_own(rows, sizes, critic_batch)
                 step_critics(critics, update, generators, private[some], sizes > 0)

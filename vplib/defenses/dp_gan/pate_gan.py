@@ -104,8 +104,7 @@ def train_pate_gan(
         rows, sizes = gs_wgan.partition(subsets, num_teachers)
         asked = private.new_zeros(runs, 0, private.shape[1])
         said, trace = private.new_zeros(runs, 0), []
-        rounds = range(num_rounds)
-        for _ in experiment.progress(rounds, description) if description else rounds:
+        for _ in experiment.progress(range(num_rounds), description):
             real = private[gs_wgan.draw_own(rows, sizes, BATCH)].flatten(0, 1)
             fake = _some(generators, runs, num_teachers * BATCH).view_as(real)
             seen = (sizes > 0).view(-1, 1).expand(-1, BATCH).float()
