@@ -86,7 +86,7 @@ def read(key: str) -> dict[str, Tensor] | None:
     except Exception as error:  # truncated, no safetensors file, unreadable
         _tell("the cached model {} cannot be read ({}): training anew", path, error)
         return None
-    if said.get("key") != key or said.get("contents") != fingerprint(_ordered(state)):
+    if said.get("key") != key or said.get("contents") != fingerprint(dict(sorted(state.items()))):
         _tell("the cached model {} is damaged or foreign: training anew", path)
         return None
     return state
@@ -101,7 +101,7 @@ def write(key: str, state: dict[str, Tensor]) -> None:
     """
     path = _path(key)
     whole = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    said = {"key": key, "contents": fingerprint(_ordered(whole))}
+    said = {"key": key, "contents": fingerprint(dict(sorted(whole.items())))}
     beside = path.with_name(f".{key[:8]}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,10 +127,6 @@ def files() -> list[Path]:
 
 def _path(key: str) -> Path:
     return paths.cache_root() / "models" / key[:2] / f"{key}.safetensors"
-
-
-def _ordered(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return dict(sorted(state.items()))
 
 
 _OF_ANY_MODULE = set(vars(nn.Module()))
@@ -194,12 +190,9 @@ def _contents(part) -> tuple[str, Iterable]:
         return kind, (part.co_code, part.co_exceptiontable, part.co_flags, *names, *part.co_consts)
     if isinstance(part, types.ModuleType):
         return kind, (part.__name__,)
-    if isinstance(part, types.MethodType):
-        return kind, (part.__self__, part.__func__)
-    if isinstance(part, (staticmethod, classmethod)):
-        return kind, (part.__func__,)
-    if isinstance(part, property):
-        return kind, (part.fget, part.fset, part.fdel)
+    if isinstance(part, (types.MethodType, staticmethod, classmethod, property)):
+        names = ("__self__", "__func__", "fget", "fset", "fdel")
+        return kind, [getattr(part, name, None) for name in names]
     if isinstance(part, types.CellType):
         with contextlib.suppress(ValueError):  # not filled yet
             return kind, (part.cell_contents,)

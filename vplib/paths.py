@@ -20,13 +20,7 @@ def cache_root() -> Path:
     Raises:
         ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone.
     """
-    given, clone = os.environ.get("VPLIB_CACHE"), repository_root()
-    if not given:
-        return platformdirs.user_cache_path("vplib")
-    path = Path(given).expanduser()
-    if not path.is_absolute() and clone is None:
-        raise ValueError(f"VPLIB_CACHE={given} must be an absolute path outside a clone")
-    return path if path.is_absolute() else (clone / path).resolve()
+    return _given("VPLIB_CACHE") or platformdirs.user_cache_path("vplib")
 
 
 def data_root() -> Path:
@@ -38,10 +32,15 @@ def data_root() -> Path:
     Raises:
         ValueError: `VPLIB_DATA` is relative and vplib was not imported from a clone.
     """
-    root = repository_root()
-    if given := os.environ.get("VPLIB_DATA"):
-        path = Path(given).expanduser()
-        if not path.is_absolute() and root is None:
-            raise ValueError(f"VPLIB_DATA={given} must be an absolute path outside a clone")
-        return path if path.is_absolute() else (root / path).resolve()
-    return root / "data" if root else cache_root() / "data"
+    return _given("VPLIB_DATA") or (repository_root() or cache_root()) / "data"
+
+
+def _given(variable: str) -> Path | None:
+    """The folder that an environment variable names."""
+    given, clone = os.environ.get(variable), repository_root()
+    if not given:
+        return None
+    path = Path(given).expanduser()
+    if not path.is_absolute() and clone is None:
+        raise ValueError(f"{variable}={given} must be an absolute path outside a clone")
+    return path if path.is_absolute() else (clone / path).resolve()

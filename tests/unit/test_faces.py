@@ -277,6 +277,18 @@ def test_every_identity_parameter_gets_a_gradient():
     assert not found.masks.requires_grad and found.landmarks.requires_grad
 
 
+def test_what_is_worn_gets_a_gradient():
+    identity, nuisance = params(6, glasses=1, hat=1, occluder=1)
+    names = "lens", "angular", "hat_colour", "held", "held_x", "held_y", "held_angle"
+    leaves = {k: nuisance[k].clone().requires_grad_() for k in names}
+    images = faces.render(identity, nuisance | leaves, 64, body=True).images
+    weight = torch.linspace(-1, 1, 64) * torch.linspace(0.5, 1, 64)[:, None]
+    for name, gradient in zip(
+        names, torch.autograd.grad((images * weight).sum(), list(leaves.values())), strict=True
+    ):
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0, name
+
+
 def test_with_gradients_the_images_are_the_same():
     identity, nuisance = params(8)
     plain = faces.render(identity, nuisance, 32)

@@ -51,7 +51,7 @@ def draw_histograms(ax=None):
 
 
 def draw_bars(ax=None):
-    return plots.bars({"one": metrics.Estimate(0.6, 0.5, 0.7), "two": 0.4}, ax, chance=0.5)
+    return plots.bars({"one": metrics.Estimate(0.6, 0.5, 0.7), "two": 0.4}, ax)
 
 
 def draw_trade(ax=None):
@@ -182,7 +182,7 @@ def test_plots_take_tensors_of_any_device():
     plots.histogram_pair(away(5), away(6), "loss", away(1)[0])
     plots.matrix(away(2, 2), "ab", "cd")
     plots.matrix([away(2), away(2)], "ab", "cd")
-    plots.bars({"a": away(5), "b": away(1)[0]}, chance=away(1)[0])
+    plots.bars({"a": away(5), "b": away(1)[0]})
     names = dict(utility="accuracy", loss="AUC")
     plots.privacy_utility({"a": [(away(1)[0], 0.5)], "b": away(3, 2)}, away(2), **names)
     plots.chance(plots.floor(plt.gca(), away(1)[0]), away(1)[0])
@@ -210,7 +210,7 @@ def test_bars_by_hand():
         "two repeats": [1.0, 3.0],  # standard error 1
         "a number": 0.25,
     }
-    ax = plots.bars(values, chance=0.5)
+    ax = plots.bars(values)
     bars, errors = ax.containers[1], ax.containers[0].lines[2][0].get_segments()
     assert [bar.get_width() for bar in bars] == pytest.approx([0.6, 2, 0.25])
     ends = [segment[:, 0].tolist() for segment in errors]
@@ -218,8 +218,6 @@ def test_bars_by_hand():
     assert [t.get_text() for t in ax.get_yticklabels()] == list(values)
     assert [t.get_text() for t in ax.texts] == ["0.60", "2.00", "0.25"]
     assert ax.yaxis_inverted()  # the first name is on top
-    assert legend_of(ax) == ["chance"] and set(ax.lines[-1].get_xdata()) == {0.5}
-    assert plots.bars(values).get_legend() is None
 
 
 def test_privacy_utility_by_hand():

@@ -26,6 +26,7 @@ SEEN_ON = [  # a landmark is visible where the label map shows one of these part
     *["brows skin"] * 2, *["eyes"] * 2, "nose skin", "nose",
     *["mouth beard skin"] * 2, "mouth", "skin beard body", *["skin"] * 2,
 ]  # fmt: skip
+SHOWS = torch.tensor([[part in names.split() for part in shapes.PARTS] for names in SEEN_ON])
 
 
 class Rendered(NamedTuple):
@@ -237,12 +238,9 @@ def _visible(landmarks: Tensor, masks: Tensor) -> Tensor:
     at = landmarks.round().long()
     inside = ((at >= 0) & (at < size)).all(-1)
     x, y = at.clamp(0, size - 1).unbind(-1)
-    shown = masks[torch.arange(len(masks), device=masks.device)[:, None], y, x]
-    found = []
-    for k, names in enumerate(SEEN_ON):
-        parts = shown.new_tensor([shapes.PARTS.index(name) for name in names.split()])
-        found.append(inside[:, k] & torch.isin(shown[:, k], parts))
-    return torch.stack(found, 1)
+    shown = masks[torch.arange(len(masks), device=masks.device)[:, None], y, x].long()
+    landmark = torch.arange(len(LANDMARKS), device=masks.device)
+    return inside & SHOWS.to(masks.device)[landmark, shown]
 
 
 def _head_box(f: Frame, i: Params, n: Params) -> Tensor:

@@ -57,18 +57,17 @@ class Frame(NamedTuple):
     def window(self, x, y, a, b) -> tuple[slice, slice]:
         """Rows and columns that hold the box (x +- a, y +- b) of every head of the batch."""
         x, y, a, b = (torch.as_tensor(t, dtype=self.cos.dtype) for t in (x, y, a, b))
-        found = []
-        reach = self.cos.abs(), self.sin.abs()
         column, row = self.pixel(x, y)
-        for middle, size in (
-            (row, a * reach[1] + b * reach[0]),
-            (column, a * reach[0] + b * reach[1]),
-        ):
-            size = size * self.fine + 1
-            ends = torch.stack([(middle - size).min().floor(), (middle + size).max().ceil() + 1])
-            found.append(ends)
-        rows = (found[0] - self.rows.start).clamp(0, len(self.rows)).int().tolist()
-        return slice(*rows), slice(*found[1].clamp(0, self.size).int().tolist())
+        cos, sin = self.cos.abs(), self.sin.abs()
+
+        def span(middle, half, painted):
+            half = half * self.fine + 1
+            low, high = (middle - half).min().floor(), (middle + half).max().ceil() + 1
+            ends = torch.stack([low, high]) - painted.start
+            return slice(*ends.clamp(0, len(painted)).int().tolist())
+
+        rows = span(row, a * sin + b * cos, self.rows)
+        return rows, span(column, a * cos + b * sin, range(self.size))
 
     def ramp(self, soft: float) -> float:
         """Pixels from outside to inside: one for a sharp edge, else `soft` of an image of 64."""
@@ -395,5 +394,5 @@ def occluder(f: Frame, i: Params, n: Params) -> Iterator[Layer]:
     held = _both(f.edge(0.26 - x.abs()), f.edge(0.42 - y.abs())) * n["occluder"]
     everywhere = slice(None), slice(None)
     yield Layer(everywhere, held, n["held"], WORN)
-    rim = _both(f.edge(0.20 - x.abs_()), f.edge(0.36 - y.abs_()))
+    rim = _both(f.edge(0.20 - x.abs()), f.edge(0.36 - y.abs()))
     yield Layer(everywhere, rim * n["occluder"], n["held"] * 0.35, WORN)

@@ -44,14 +44,7 @@ class ImageSet:
             )
         if images.dtype != torch.float32:
             raise ValueError(f"{where}images must be float32 in [0, 1], not {images.dtype}")
-        if not len(images):
-            raise ValueError(f"{where}there is no image")
-        low, high = images.aminmax()
-        if not (low >= 0 and high <= 1):  # also catches NaN
-            raise ValueError(
-                f"{where}images must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]; "
-                "divide 8-bit images by 255"
-            )
+        check_range(images, where)
         if labels.shape != (len(images),) or labels.dtype != torch.int64:
             raise ValueError(
                 f"{where}labels must be int64 of shape ({len(images)},), not {labels.dtype} "
@@ -212,6 +205,26 @@ def check_bytes(shape: tuple[int, int, int, int]) -> None:
             f"{count} images x {channels} x {height} x {width} x 4 bytes = "
             f"{needed / 1e9:.1f} GB, more than {MAX_BYTES / 1e9:.1f} GB; pass a smaller "
             "image_size or num_images"
+        )
+
+
+def check_range(images: torch.Tensor, where: str = "") -> None:
+    """Refuses images that are none, or not in [0, 1].
+
+    Args:
+        images: (N, C, H, W) floating-point numbers.
+        where: they come from, for the message.
+
+    Raises:
+        ValueError: there is no pixel, or one lies outside or is NaN.
+    """
+    if not images.numel():
+        raise ValueError(f"{where}there is no image")
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):  # also catches NaN
+        raise ValueError(
+            f"{where}images must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]; "
+            "divide 8-bit images by 255"
         )
 
 

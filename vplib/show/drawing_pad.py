@@ -1,6 +1,5 @@
 """A pad to draw a digit on, and what becomes of it."""
 
-import html
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,11 +49,8 @@ def draw(
 
     def asked(_change):
         view.value = "working"
-        try:
-            pixels = torch.tensor(pad.pixels).view(1, pad.image_size, pad.image_size)
-            view.value = widgets.embedded(work(framed(pixels)[None]))
-        except Exception as error:  # a callback's traceback would go nowhere
-            view.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
+        pixels = torch.tensor(pad.pixels).view(1, pad.image_size, pad.image_size)
+        widgets.show_in(view, lambda: widgets.embedded(work(framed(pixels)[None])))
 
     pad.observe(asked, "sent")
     display(ipywidgets.HBox([pad, view]))

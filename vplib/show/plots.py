@@ -116,14 +116,13 @@ def floor(ax: Axes, value: float, label: str = "best guess without the model", a
     return ax
 
 
-def bars(values: dict, ax: Axes | None = None, chance: float | None = None) -> Axes:
+def bars(values: dict, ax: Axes | None = None) -> Axes:
     """A horizontal bar for each name, with its interval and its number.
 
     Args:
         values: by name, from top to bottom: an Estimate, a number, or the values of repeats, of
             which the mean and two standard errors are drawn.
         ax: where to draw; a new figure by default.
-        chance: what guessing attains, a line; none by default.
 
     Returns:
         The Axes.
@@ -138,9 +137,6 @@ def bars(values: dict, ax: Axes | None = None, chance: float | None = None) -> A
     ax.set_yticks(places, list(values))
     ax.invert_yaxis()
     ax.margins(x=0.12)
-    if chance is not None:
-        ax.axvline(float(chance), label="chance", **CHANCE | {"zorder": 3})
-        ax.legend(fontsize="small")
     return ax
 
 

@@ -36,17 +36,16 @@ def upload_photo(
     clear = ipywidgets.Button(description="Clear", tooltip="before saving the notebook")
     view = ipywidgets.HTML()
 
+    def worked(file, data):
+        shown, made = work(folder.read_photo(data, image_size, file))
+        return widgets.embedded(shown) + download_link(made, name)
+
     def chosen(_change):
         files = uploaded_files(upload.value)
         if not files:
             return  # it was emptied just below
         view.value = "working"
-        try:
-            photo = folder.read_photo(files[0][1], image_size, files[0][0])
-            shown, made = work(photo)
-            view.value = widgets.embedded(shown) + download_link(made, name)
-        except Exception as error:  # a callback's traceback would go nowhere
-            view.value = f"<pre>{html.escape(str(error))}</pre>"
+        widgets.show_in(view, lambda: worked(*files[0]))
         _empty(upload)
 
     upload.observe(chosen, "value")

@@ -46,10 +46,7 @@ def explore(render: Callable[..., Figure | str], **controls: ipywidgets.Widget) 
 
     def update(_change=None):
         state = ", ".join(f"{c.description} {c.value}" for c in controls.values())
-        try:
-            view.value = embedded(drawn(), f"figure for {state}")
-        except Exception as error:  # a callback's traceback would go nowhere
-            view.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
+        show_in(view, lambda: embedded(drawn(), f"figure for {state}"))
 
     for control in controls.values():
         control.style = {"description_width": "initial"}
@@ -57,6 +54,19 @@ def explore(render: Callable[..., Figure | str], **controls: ipywidgets.Widget) 
         control.observe(update, "value")
     update()
     display(ipywidgets.VBox([*controls.values(), view]))
+
+
+def show_in(view: ipywidgets.HTML, make: Callable[[], str]) -> None:
+    """Puts HTML into a view, or the error of making it: a callback's traceback would go nowhere.
+
+    Args:
+        view: where.
+        make: returns the HTML.
+    """
+    try:
+        view.value = make()
+    except Exception as error:
+        view.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
 
 
 def embedded(shown: Figure | str, alt: str = "the result") -> str:

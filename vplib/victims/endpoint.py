@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vplib import experiment
+from vplib.datasets.imageset import check_range
 
 ANSWERS = ("probabilities", "labels")
 
@@ -101,11 +102,7 @@ class Endpoint:
             raise ValueError(
                 f"images must be of shape {tuple(self.shape)}, not {tuple(images.shape[1:])}"
             )
-        if not images.numel():
-            raise ValueError("there is no image")
-        low, high = images.aminmax()
-        if not (low >= 0 and high <= 1):  # also catches NaN
-            raise ValueError(f"images must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]")
+        check_range(images)
 
 
 def keep_label(masked: Tensor, probabilities: Tensor) -> Tensor:
