@@ -345,7 +345,7 @@ WRONG = {
         (lambda r, f, c: exercises.solve_clipped_pairs(r, f, c) / 3, "the mean"),
         (lambda r, f, c: (r + f).sum(0) / (r + f).sum(0).norm(), "clipped the batch gradient"),
         (lambda r, f, c: (r + f).sum(0), "nothing is clipped"),
-        (lambda r, f, c: r + f, "one gradient of 2 numbers"),
+        (lambda r, f, c: r + f, "return numbers of shape (2,), not numbers of shape (3, 2)"),
         (
             lambda r, f, c: sum(x * (1 / x.norm()).clamp_max(1) for h in (r, f) for x in h),
             "DP-CGAN",
@@ -355,9 +355,12 @@ WRONG = {
     ],
     "sanitize": [
         (lambda g, c, s: None, None),
-        (lambda g, c, s: g, "return two things"),
+        (lambda g, c, s: g, "return 2 values, not numbers of shape (3, 2)"),
         (lambda g, c, s: (g / g.norm(), 3.0), "whole batch at once"),
-        (lambda g, c, s: (g.sum(0), 3.0), "a gradient of its own"),
+        (
+            lambda g, c, s: (g.sum(0), 3.0),
+            "return numbers of shape (3, 2), not numbers of shape (2,)",
+        ),
         (lambda g, c, s: (g, 3.0), "shorten each row"),
         (
             lambda g, c, s: (exercises.solve_sanitize(g, c, s)[0], 1.5),
@@ -367,7 +370,7 @@ WRONG = {
     ],
     "mean_embedding": [
         (lambda f, y, k: None, None),
-        (lambda f, y, k: f.sum(0), "one row a class"),
+        (lambda f, y, k: f.sum(0), "a row a class, a column a feature"),
         (lambda f, y, k: torch.stack([f[y == c].mean(0) for c in range(k)]), "0 / 0"),
         (lambda f, y, k: exercises.solve_mean_embedding(f, y, k) / 4, "after the noise"),
         (
