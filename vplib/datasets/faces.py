@@ -204,7 +204,9 @@ def nuisance_params(identities, sessions, numbers, *, seed: int = 0, **fixed) ->
     found["hat_colour"] = _colour("hat colour", 0.08, 0.92, *of_photo)
     found["held"] = _colour("held", 0.1, 0.9, *of_photo)
     found["expression"] = (_uniform("expression", *of_photo) * len(EXPRESSIONS)).floor()
-    found |= {name: torch.full_like(found["yaw"], _number(v)) for name, v in fixed.items()}
+    for name, value in fixed.items():
+        value = EXPRESSIONS.index(value) if isinstance(value, str) else value
+        found[name] = torch.full_like(found["yaw"], value)
 
     def amount(name, low, high):
         return _between(name, (low, high), *of_photo)
@@ -268,10 +270,6 @@ def _seed(seed: int) -> int:
     if not (is_whole(seed) and seed < 2**32):
         raise ValueError(f"seed must be an integer from 0 to 4294967295, not {seed!r}")
     return seed
-
-
-def _number(value) -> float:
-    return float(EXPRESSIONS.index(value) if isinstance(value, str) else value)
 
 
 def _check_fixed(fixed: dict) -> None:
