@@ -33,10 +33,10 @@ TWICE = {"defenses/encrypted_inference": "CKKS"}
 FIRST_EDITION = {
     "attacks/extraction_functionality": 430,
     "attacks/inversion_class": 330,
-    "attacks/inversion_gradient": 498,
+    "attacks/inversion_gradient": 505,
     "attacks/membership_label_only": 390,
     "defenses/dp_gan": 570,
-    "defenses/dp_sgd": 370,
+    "defenses/dp_sgd": 381,
     "defenses/encrypted_inference": 1250,
     "images/adversarial_cloaking": 310,
 }

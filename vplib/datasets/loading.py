@@ -8,12 +8,9 @@ import torch
 from vplib import experiment
 from vplib.datasets import downloaded, faces
 from vplib.datasets.downloaded import SETS
-from vplib.datasets.fetching import DatasetUnavailable
 from vplib.datasets.folder import list_folder, read_images
 from vplib.datasets.imageset import ImageSet, balanced_order, check_bytes, is_whole
 from vplib.datasets.stored import Stored, from_arrays
-
-__all__ = ["NAMES", "DatasetUnavailable", "check_name", "load"]
 
 
 def _digits(split: str) -> Stored:
