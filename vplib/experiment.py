@@ -13,20 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vplib import claims
-from vplib.claims import Claims
-from vplib.recorded import display, emit, record
-
-__all__ = [
-    "Claims",
-    "device",
-    "has_front_end",
-    "nearest",
-    "profile",
-    "progress",
-    "record",
-    "seed_everything",
-    "versions",
-]
+from vplib.claims import Claims as Claims  # for notebooks, as `record`
+from vplib.recorded import display, emit
+from vplib.recorded import record as record
 
 if TYPE_CHECKING:  # torch takes seconds, and `vplib list` needs none of it
     import torch
@@ -160,9 +149,8 @@ def progress(iterable, description: str, total: int | None = None):
     return tqdm(iterable, desc=description, total=total, **settings)
 
 
-_shown = SimpleNamespace(
-    cell=None, since=-math.inf, last=-math.inf
-)  # first bar asked for; last one
+# When the cell's first bar was asked for, and when its last one was shown.
+_shown = SimpleNamespace(cell=None, since=-math.inf, last=-math.inf)
 
 
 def _delay(cell: int | None, now: float) -> float:

@@ -3,6 +3,7 @@
 import csv
 import html
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,37 +17,11 @@ from vplib.experiment import nearest
 from vplib.paths import repository_root
 from vplib.show.plots import COLORS
 
-GROUPS = {
-    "3.1": "Attacks on data",
-    "3.2": "Attacks on models",
-    "4.1": "Defenses of data",
-    "4.2": "Defenses of models",
-}
-# The headings of the survey's sections 3 and 4, without the words that each group repeats.
-SECTIONS = {
-    "3.1": "Visual data",
-    "3.2.1": "Membership inference",
-    "3.2.2": "Model inversion",
-    "3.2.3": "Model extraction",
-    "3.2.4": "Other attacks",
-    "4.1.1": "Privacy detection",
-    "4.1.2": "Generative adversarial networks",
-    "4.1.3": "Adversarial examples",
-    "4.1.4": "Differential privacy",
-    "4.1.5": "Other mechanisms",
-    "4.2.1": "Differential privacy",
-    "4.2.2": "Homomorphic encryption",
-    "4.2.3": "Secure multi-party computation",
-    "4.2.4": "Other mechanisms",
-}
-# What may follow "Table 5" and so on in papers.csv, and the section that it belongs to.
-_PLACES = {
-    "Table 5": {"MInf": "3.2.1", "MInv": "3.2.2", "MExt": "3.2.3", "Other": "3.2.4"},
-    "Table 6": {"": "4.1.1"},
-    "Table 7": {"GAN": "4.1.2", "AE": "4.1.3", "DP": "4.1.4", "Other": "4.1.5"},
-    "Table 8": {"DP": "4.2.1", "HE": "4.2.2", "SMC": "4.2.3", "Other": "4.2.4"},
-    "text": {number: number for number in SECTIONS},
-}
+_KNOWN = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+GROUPS = _KNOWN["groups"]
+SECTIONS = {number: known["title"] for number, known in _KNOWN["sections"].items()}
+_PLACES = {known.get("place"): number for number, known in _KNOWN["sections"].items()}
+_PLACES |= {f"text {number}": number for number in SECTIONS}
 _LOOKS = {
     "works": dict(facecolor=COLORS[2], edgecolor="white"),
     "partly": dict(facecolor=COLORS[5], edgecolor="white", hatch="..."),
@@ -101,12 +76,13 @@ def sections_of(survey_place: str) -> tuple[str, ...]:
     for part in re.split(r"[,;]", survey_place):
         named, row = re.fullmatch(r"(Table \d|text)?\s*(.*)", part.strip()).groups()
         where = named or where
-        if row not in _PLACES.get(where, {}):
+        place = f"{where} {row}".strip()
+        if place not in _PLACES:
             raise ValueError(
                 f"unknown survey place {survey_place!r} at {part.strip()!r}; expected a table and "
                 "its row, as 'Table 5 MInf', or a section, as 'text 3.2.1'"
             )
-        found.append(_PLACES[where][row])
+        found.append(_PLACES[place])
     return tuple(dict.fromkeys(found))
 
 

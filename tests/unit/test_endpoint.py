@@ -84,14 +84,13 @@ def test_twenty_callers_at_once_do_not_overdraw():
         (some(2).numpy(), "not ndarray"),
         (some(2).double(), "must be float32"),
         (some(2)[0], r"\(N, C, H, W\), not"),
-        (torch.rand(2, 1, 5, 4), r"of shape \(1, 4, 4\), not \(1, 5, 4\)"),
         (some(2)[:0], "there is no image"),
         (some(2) * torch.nan, r"must lie in \[0, 1\]"),
         (some(2) + 1, r"must lie in \[0, 1\]"),
     ],
 )
 def test_wrong_images_are_refused_and_free(images, message):
-    endpoint = Endpoint(model, shape=SHAPE)
+    endpoint = Endpoint(model)
     with pytest.raises(ValueError, match=message):
         endpoint(images)
     assert endpoint.queries == 0

@@ -57,7 +57,7 @@ except ImportError as error:
 @pytest.fixture
 def service(monkeypatch):
     monkeypatch.setattr(http, "MAX_BYTES", 10_000)
-    with http.serve(Endpoint(model, shape=SHAPE)) as running:
+    with http.serve(Endpoint(model)) as running:
         yield running
 
 
@@ -128,7 +128,6 @@ def test_large_batches_travel_in_parts(service):
         (wire(some(1).double()), 422),
         (wire(some(1).long()), 422),
         (wire(some(1)[0]), 422),
-        (wire(some(1).reshape(1, 1, 2, 8)), 422),
         (wire(some(0)), 422),
         (wire(some(1) * torch.nan), 422),
         (wire(some(1) * torch.inf), 422),
@@ -173,8 +172,8 @@ def test_a_model_that_fails_is_500_without_its_reason():
 @needs_http
 def test_client_errors_are_clear(service):
     client = http.Client(service.url)
-    with pytest.raises(ValueError, match=r"refused \(422\): images must be of shape"):
-        client(torch.rand(1, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"refused \(422\): images must be float32 of shape"):
+        client(some(1)[0])
     with pytest.raises(ValueError, match=r"refused \(422\): images must be float32"):
         client(some(1).double())
     with pytest.raises(ValueError, match=r"refused \(422\): there is no image"):

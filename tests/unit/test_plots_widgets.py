@@ -57,7 +57,7 @@ def draw_bars(ax=None):
 def draw_trade(ax=None):
     points = {"noise": [(0.9, 0.6), (0.8, 0.55)], "PATE": torch.tensor([[0.85, 0.52]])}
     names = dict(utility="test accuracy", loss="attack AUC")
-    return plots.privacy_utility(points, (0.95, 0.8), ax, chance=0.5, floor=0.58, **names)
+    return plots.privacy_utility(points, (0.95, 0.8), ax, **names)
 
 
 def draw_matrix(ax=None):
@@ -222,12 +222,11 @@ def test_bars_by_hand():
 
 def test_privacy_utility_by_hand():
     ax = draw_trade()
-    noise, pate, star, chance, floor = ax.lines
+    noise, pate, star = ax.lines
     assert noise.get_xydata().tolist() == [[0.9, 0.6], [0.8, 0.55]]
     assert pate.get_xydata().tolist() == pytest.approx(np.array([[0.85, 0.52]]))
     assert star.get_xydata().tolist() == [[0.95, 0.8]] and star.get_marker() == "*"
-    assert set(chance.get_ydata()) == {0.5} and set(floor.get_ydata()) == {0.58}
-    assert legend_of(ax) == ["noise", "PATE", "undefended", "chance", "best guess"]
+    assert legend_of(ax) == ["noise", "PATE", "undefended"]
     assert noise.get_marker() != pate.get_marker() != star.get_marker()
     assert ax.get_xlabel() == "test accuracy (better to the right)"
     assert ax.get_ylabel() == "attack AUC (better below)"

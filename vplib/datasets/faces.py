@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from vplib import experiment
-from vplib.datasets.face_renderer import LANDMARKS, Rendered, check_size, render
-from vplib.datasets.face_shapes import PARTS, Params
+from vplib.datasets.face_renderer import LANDMARKS as LANDMARKS
+from vplib.datasets.face_renderer import check_size, render
+from vplib.datasets.face_shapes import PARTS as PARTS
+from vplib.datasets.face_shapes import Params
 from vplib.datasets.imageset import ImageSet, check_bytes, is_whole
-
-__all__ = [
-    "EXPRESSIONS", "LANDMARKS", "PARTS", "Rendered", "identity_params", "nuisance_params", "people",
-    "render",
-]  # fmt: skip
 
 EXPRESSIONS = ("neutral", "smiling", "surprised")
 MAX_PEOPLE = 10**6
@@ -99,7 +96,7 @@ def people(
         The set, with `landmarks` (N, 12, 2), `masks` (N, H, W) and these attributes: `person`,
         `session`, `expression` (an index into `EXPRESSIONS`), `beard`, `long_hair`, `glasses`,
         `hat`, `occluder` (0 or 1), `tone` (of the skin, 0 dark to 1 light), `yaw`, `pitch`,
-        `roll` (radians), `visible` (N, 12) and `head_box` (N, 4), as in `Rendered`.
+        `roll` (radians), `visible` (N, 12) and `head_box` (N, 4), as `render` returns them.
 
     Raises:
         ValueError: an argument cannot be, or the images would take more than 2 GB.
@@ -204,7 +201,9 @@ def nuisance_params(identities, sessions, numbers, *, seed: int = 0, **fixed) ->
     found["hat_colour"] = _colour("hat colour", 0.08, 0.92, *of_photo)
     found["held"] = _colour("held", 0.1, 0.9, *of_photo)
     found["expression"] = (_uniform("expression", *of_photo) * len(EXPRESSIONS)).floor()
-    found |= {name: torch.full_like(found["yaw"], _number(v)) for name, v in fixed.items()}
+    for name, value in fixed.items():
+        value = EXPRESSIONS.index(value) if isinstance(value, str) else value
+        found[name] = torch.full_like(found["yaw"], value)
 
     def amount(name, low, high):
         return _between(name, (low, high), *of_photo)
@@ -268,10 +267,6 @@ def _seed(seed: int) -> int:
     if not (is_whole(seed) and seed < 2**32):
         raise ValueError(f"seed must be an integer from 0 to 4294967295, not {seed!r}")
     return seed
-
-
-def _number(value) -> float:
-    return float(EXPRESSIONS.index(value) if isinstance(value, str) else value)
 
 
 def _check_fixed(fixed: dict) -> None:

@@ -1,5 +1,6 @@
 """The one form in which images reach an experiment, and its division into disjoint pools."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -36,30 +37,28 @@ class ImageSet:
 
     def __post_init__(self):
         """Refuses what would make a later result silently wrong."""
-        images, labels, where = self.images, self.labels, f"{self.name}: "
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"{where}images must be (N, 1 or 3, H, W), not {tuple(images.shape)}"
-                + ("; add the channel with images[:, None]" if images.ndim == 3 else "")
-            )
-        if images.dtype != torch.float32:
-            raise ValueError(f"{where}images must be float32 in [0, 1], not {images.dtype}")
-        check_range(images, where)
-        if labels.shape != (len(images),) or labels.dtype != torch.int64:
-            raise ValueError(
-                f"{where}labels must be int64 of shape ({len(images)},), not {labels.dtype} "
-                f"of shape {tuple(labels.shape)}"
-            )
-        low, high = labels.aminmax()
-        if low < 0 or high >= len(self.classes):
-            raise ValueError(
-                f"{where}labels must lie in 0..{len(self.classes) - 1} for {len(self.classes)} "
-                f"classes, these lie in {low}..{high}"
-            )
+        for problem in self._problems():
+            raise ValueError(f"{self.name}: {problem}")
+        check_range(self.images, f"{self.name}: ")
+
+    def _problems(self) -> Iterator[str]:
+        shape, dtype, count = tuple(self.images.shape), self.images.dtype, len(self.classes)
+        if len(shape) != 4 or shape[1] not in (1, 3):
+            hint = "; add the channel with images[:, None]" if len(shape) == 3 else ""
+            yield f"images must be (N, 1 or 3, H, W), not {shape}{hint}"
+        if dtype != torch.float32:
+            yield f"images must be float32 in [0, 1], not {dtype}"
+        labels, found = self.labels, tuple(self.labels.shape)
+        if found != shape[:1] or labels.dtype != torch.int64:
+            yield f"labels must be int64 of shape {shape[:1]}, not {labels.dtype} of shape {found}"
+        low, high = labels.aminmax() if len(labels) else (0, 0)
+        if low < 0 or high >= count:
+            lie = f"these lie in {low}..{high}"
+            yield f"labels must lie in 0..{count - 1} for {count} classes, {lie}"
         beside = dict(self.attributes or {}, landmarks=self.landmarks, masks=self.masks)
         for key, value in beside.items():
-            if value is not None and len(value) != len(images):
-                raise ValueError(f"{where}{key} has {len(value)} rows for {len(images)} images")
+            if value is not None and len(value) != shape[0]:
+                yield f"{key} has {len(value)} rows for {shape[0]} images"
 
     def __len__(self):
         """The number of images."""

@@ -8,12 +8,9 @@ import torch
 from vplib import experiment
 from vplib.datasets import downloaded, faces
 from vplib.datasets.downloaded import SETS
-from vplib.datasets.fetching import DatasetUnavailable
 from vplib.datasets.folder import list_folder, read_images
 from vplib.datasets.imageset import ImageSet, balanced_order, check_bytes, is_whole
 from vplib.datasets.stored import Stored, from_arrays
-
-__all__ = ["NAMES", "DatasetUnavailable", "check_name", "load"]
 
 
 def _digits(split: str) -> Stored:
@@ -30,14 +27,9 @@ def _mnist5k(split: str) -> Stored:
     return from_arrays([(table[:, :-1].reshape(-1, 28, 28), table[:, -1])], "0123456789")
 
 
-SHAPES = {  # channels, height, width and classes
-    name: (*told["shape"], told["num_classes"]) for name, told in SETS.items() if "shape" in told
-}
-
-
 def _random(name: str) -> Stored:
     """A thousand random images of this set's shape, for a rehearsal; of each class equally many."""
-    *shape, num_classes = SHAPES[name]
+    shape, num_classes = SETS[name]["shape"], SETS[name]["num_classes"]
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (1000, *shape), generator=draws, dtype=torch.uint8)
     labels = torch.arange(1000) % num_classes
@@ -52,8 +44,8 @@ def check_name(name: str) -> None:
     """Refuses a name that `load` does not know.
 
     Args:
-        name: one of `NAMES`, "random:" before one of `SHAPES`, or "folder:PATH" with one folder
-            of images a class.
+        name: one of `NAMES`, "random:" before one that is not rendered, or "folder:PATH" with one
+            folder of images a class.
 
     Raises:
         ValueError: no dataset has this name (the nearest is offered), or no such folder exists.
@@ -63,7 +55,7 @@ def check_name(name: str) -> None:
             raise ValueError(
                 f"{name!r}: no such folder; give folder:PATH, one folder a class in it"
             )
-    elif name not in NAMES and name.removeprefix("random:") not in SHAPES:
+    elif name not in NAMES and name.removeprefix("random:") not in SETS:
         hint = experiment.nearest(name, NAMES)
         raise ValueError(f"unknown dataset {name!r}; {hint} (own images: 'folder:PATH')")
 

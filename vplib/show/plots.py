@@ -1,5 +1,7 @@
 """Figures: each function draws on an Axes, returns it, and leaves showing to the notebook."""
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -21,21 +23,8 @@ FLOOR = dict(color="0.2", lw=1, ls=(0, (1, 2)), zorder=1)
 
 def use_style() -> None:
     """One look for all figures; call it once, in the setup cell."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (6.4, 4.0),
-            "figure.dpi": 100,
-            "figure.constrained_layout.use": True,
-            "axes.prop_cycle": plt.cycler(color=COLORS, linestyle=STYLES),
-            "axes.grid": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "image.cmap": "gray",
-            "image.interpolation": "nearest",
-        }
-    )
+    plt.style.use(Path(__file__).with_suffix(".mplstyle"))
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLORS, linestyle=STYLES)
 
 
 def roc_curves(attacks: dict[str, tuple[Tensor, Tensor]], ax: Axes | None = None) -> Axes:
@@ -147,10 +136,10 @@ def privacy_utility(
     *,
     utility: str,
     loss: str,
-    chance: float | None = None,
-    floor: float | None = None,
 ) -> Axes:
     """What each defense costs and what it buys: utility to the right, privacy loss upwards.
+
+    `chance` and `floor` draw the privacy loss by guessing, with and without public knowledge.
 
     Args:
         points: by method, its (utility, privacy loss) pairs, in the order of its strength.
@@ -158,8 +147,6 @@ def privacy_utility(
         ax: where to draw; a new figure by default.
         utility: what the x axis measures, with its unit, for example "test accuracy".
         loss: what the y axis measures, with its unit, for example "attack AUC".
-        chance: the privacy loss by guessing.
-        floor: the privacy loss by the best guess without the model.
 
     Returns:
         The Axes.
@@ -171,9 +158,6 @@ def privacy_utility(
         ax.plot(x, y, color=COLORS[j], linestyle=STYLES[j], marker=MARKERS[j], ms=6, label=name)
     x, y = _array(undefended)
     ax.plot(x, y, "k*", ms=12, ls="", label="undefended")
-    for value, label, look in ((chance, "chance", CHANCE), (floor, "best guess", FLOOR)):
-        if value is not None:
-            ax.axhline(float(value), label=label, **look)
     ax.set(xlabel=f"{utility} (better to the right)", ylabel=f"{loss} (better below)")
     ax.legend(fontsize="small")
     return ax

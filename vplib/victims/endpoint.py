@@ -31,7 +31,6 @@ class Endpoint:
         top_k: int | None = None,
         decimals: int | None = None,
         budget: int | None = None,
-        shape: tuple[int, int, int] | None = None,
     ):
         """Wraps a model; nothing is asked yet.
 
@@ -41,7 +40,6 @@ class Endpoint:
             top_k: answer with the k largest probabilities and zeros elsewhere.
             decimals: answer with probabilities rounded to so many decimals, the label kept.
             budget: how many images it answers for at most; repeats count. None: no limit.
-            shape: (C, H, W) that images must have; None takes what the model takes.
 
         Raises:
             ValueError: a setting is out of range, or labels are to be masked.
@@ -55,7 +53,7 @@ class Endpoint:
                 raise ValueError(f"{name} must be {least} or more, not {value}")
         if budget is not None and budget < 0:
             raise ValueError(f"budget must be 0 or more, not {budget}")
-        self.answers, self.budget, self.shape, self.queries = answers, budget, shape, 0
+        self.answers, self.budget, self.queries = answers, budget, 0
         self._predict, self._top_k, self._decimals = predict, top_k, decimals
         self._lock = threading.Lock()
 
@@ -98,10 +96,6 @@ class Endpoint:
             if isinstance(images, Tensor):
                 kind = f"{images.dtype} of shape {tuple(images.shape)}"
             raise ValueError(f"images must be float32 of shape (N, C, H, W), not {kind}")
-        if self.shape is not None and tuple(images.shape[1:]) != tuple(self.shape):
-            raise ValueError(
-                f"images must be of shape {tuple(self.shape)}, not {tuple(images.shape[1:])}"
-            )
         check_range(images)
 
 
