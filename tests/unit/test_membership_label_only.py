@@ -148,12 +148,11 @@ def test_failed_starts_are_paid_for_and_said(monkeypatch):
         lambda p: masks.top_k(p, 1),
         lambda p: masks.rounded(p, 1),
         lambda p: masks.temperature(p, 20.0),
-        masks.MemGuard(lambda p: 5 * (p.amax(-1) - 0.6), budget=1.0),
+        masks.MemGuard(lambda p: 5 * (p.amax(-1) - 0.6), budget=1.0, num_steps=20),
     ],
     ids=["top-1", "rounded", "temperature", "MemGuard"],
 )
-def test_masks_leave_queries_and_distances_equal_bit_for_bit(setting, mask, monkeypatch):
-    monkeypatch.setattr(masks, "NUM_STEPS", 20)  # of MemGuard
+def test_masks_leave_queries_and_distances_equal_bit_for_bit(setting, mask):
     pools, victims = setting
     asked = pools.victim.images[:40], pools.victim.labels[:40], pools.own.images
     predict = victims.predict(0)

@@ -1,7 +1,5 @@
 """Masks keep the label; MemGuard keeps its budget besides."""
 
-import contextlib
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,14 +19,6 @@ def answers(draw, most=6):
     if draw(st.booleans()):
         logits = logits.round()  # equal logits
     return logits.softmax(-1)
-
-
-@contextlib.contextmanager
-def steps(num):
-    """A search of so few steps; a fixture would last for all of hypothesis' examples."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks, "NUM_STEPS", num)
-        yield
 
 
 def classifier(p):
@@ -77,10 +67,9 @@ def test_temperature_by_hand():
 @given(answers(), st.floats(0, 2))
 @settings(deadline=None, max_examples=25)
 def test_memguard_keeps_label_validity_and_expected_distortion(p, budget):
-    guard = masks.MemGuard(classifier, budget=budget)
-    with steps(40):
-        (noisy, chance), said = guard.plan(p), guard(p)
-    for masked in (noisy, said):
+    guard = masks.MemGuard(classifier, budget=budget, num_steps=40)
+    noisy, chance = guard.plan(p)
+    for masked in (noisy, guard(p)):
         assert torch.equal(masked.argmax(-1), p.argmax(-1))
         assert (masked >= 0).all()
         assert torch.allclose(masked.sum(-1), torch.ones(len(p)), atol=1e-4)
@@ -91,11 +80,10 @@ def test_memguard_keeps_label_validity_and_expected_distortion(p, budget):
 @given(answers(most=3))
 @settings(deadline=None, max_examples=15)
 def test_memguard_says_the_same_when_asked_again(p):
-    guard = masks.MemGuard(classifier, budget=0.3)
-    with steps(20):
-        first, second = guard(p), guard(p)
-        again = guard(p.flip(0)).flip(0)  # in any order, within a float's last digits
-    assert torch.equal(first, second)
+    guard = masks.MemGuard(classifier, budget=0.3, num_steps=20)
+    first = guard(p)
+    assert torch.equal(first, guard(p))
+    again = guard(p.flip(0)).flip(0)  # in any order, within a float's last digits
     assert torch.allclose(first, again, atol=1e-4)
 
 
@@ -126,25 +114,25 @@ def test_memguard_moves_answers_that_are_certain_to_ten_digits():
 
 def test_memguard_without_a_budget_changes_nothing():
     p = torch.randn(20, 5).softmax(-1)
-    assert torch.equal(masks.MemGuard(classifier, budget=0.0)(p), p)
+    assert torch.equal(masks.MemGuard(classifier, budget=0.0, num_steps=20)(p), p)
 
 
 def test_memguard_spends_its_budget_in_expectation():
     p = (3 * torch.randn(2000, 6)).softmax(-1)
-    guard = masks.MemGuard(classifier, budget=0.1)
-    other = masks.MemGuard(classifier, budget=0.1, seed=1)
-    with steps(60):
-        (noisy, chance), said, of_other = guard.plan(p), guard(p), other(p)
+    guard = masks.MemGuard(classifier, budget=0.1, num_steps=60)
+    noisy, chance = guard.plan(p)
     expected = (chance * (noisy - p).abs().sum(-1)).mean()
-    assert abs((said - p).abs().sum(-1).mean() - expected) < 0.02
-    assert not torch.equal(said, of_other)  # the coins depend on the secret
+    spent = (guard(p) - p).abs().sum(-1).mean()
+    assert abs(spent - expected) < 0.02
+    other = masks.MemGuard(classifier, budget=0.1, num_steps=60, seed=1)
+    assert not torch.equal(guard(p), other(p))  # the coins depend on the secret
 
 
 def test_a_trained_classifier_tells_members_and_is_differentiable():
     generator = torch.Generator().manual_seed(0)
     scale = torch.where(torch.arange(400) % 2 == 0, 6.0, 1.0)
     p = (scale[:, None] * torch.randn(400, 5, generator=generator)).softmax(-1)
-    judge = masks.train_classifier(p, torch.arange(400) % 2 == 0)
+    judge = masks.train_classifier(p, torch.arange(400) % 2 == 0, num_steps=300)
     right = (judge(p) > 0) == (torch.arange(400) % 2 == 0)
     assert right.double().mean() > 0.8
     p.requires_grad_()

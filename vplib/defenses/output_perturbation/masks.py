@@ -17,10 +17,10 @@ from vplib import threads
 from vplib.nets import models, training
 from vplib.victims.endpoint import keep_label, rounded, top_k
 
-# Of MemGuard's search: gradient steps, their length in the space of logits, and the weights of the
+# Of MemGuard's search: the length of a gradient step in the space of logits, and the weights of the
 # distortion in the loss, rising; each starts a search of its own, until one fails, and the last
 # success is the noise.
-NUM_STEPS, STEP, WEIGHTS = 300, 0.1, (0.1, 1.0, 10.0, 100.0)
+STEP, WEIGHTS = 0.1, (0.1, 1.0, 10.0, 100.0)
 
 __all__ = ["MemGuard", "keep_label", "rounded", "temperature", "top_k", "train_classifier"]
 
@@ -45,13 +45,14 @@ def temperature(probabilities: Tensor, t: float) -> Tensor:
 
 
 def train_classifier(
-    probabilities: Tensor, members: Tensor, *, seed: int = 0
+    probabilities: Tensor, members: Tensor, *, num_steps: int, seed: int = 0
 ) -> Callable[[Tensor], Tensor]:
     """A membership classifier on answers in falling order: what a defender expects to meet.
 
     Args:
         probabilities: (N, classes) answers.
         members: (N,) whether the model was trained on the record.
+        num_steps: about how many training steps of 128 answers.
         seed: of initialization and order.
 
     Returns:
@@ -68,7 +69,7 @@ def train_classifier(
         (features - center) / spread,
         members.long(),
         torch.arange(len(features))[None],
-        num_epochs=max(1, 128_000 // len(features)),
+        num_epochs=max(1, num_steps * 128 // len(features)),
         optimizer="adam",
         lr=0.003,
         batch_size=128,
@@ -95,6 +96,7 @@ class MemGuard:
     Args:
         classifier: from (N, classes) answers to (N,) logits of "member", differentiable.
         budget: expected L1 distortion of an answer that is allowed, from 0 to 2.
+        num_steps: gradient steps of one search.
         seed: the defender's secret.
 
     Source:
@@ -108,6 +110,7 @@ class MemGuard:
 
     classifier: Callable[[Tensor], Tensor]
     budget: float
+    num_steps: int = 300
     seed: int = 0
 
     def __post_init__(self):
@@ -178,7 +181,7 @@ class MemGuard:
         success = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         rows = torch.arange(len(logits), device=logits.device)
         others = torch.zeros_like(logits).scatter(-1, label, -torch.inf)
-        for _ in range(NUM_STEPS):
+        for _ in range(self.num_steps):
             z = after[rows].requires_grad_()
             answer = z.softmax(-1)
             member = self.classifier(answer)
