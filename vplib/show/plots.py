@@ -198,7 +198,7 @@ def histogram_pair(
     if mark is not None:
         ax.axvline(float(mark), color="k", ls="--", lw=1.2, label=f"{names[2]} {float(mark):.3g}")
     ax.set(xlabel=xlabel, ylabel="share of group")
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(fontsize="small")
     return ax
 
