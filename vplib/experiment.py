@@ -133,7 +133,7 @@ def has_front_end() -> bool:
     return kernel is not None and bool(getattr(kernel, "_allow_stdin", True))
 
 
-def progress(iterable, description: str, total: int | None = None):
+def progress(iterable, description: str):
     """A tqdm bar, where someone watches, once this call or the cell's calls have taken two seconds.
 
     So a cell of many short calls shows a bar as well; one that follows the last one within 0.2
@@ -142,11 +142,10 @@ def progress(iterable, description: str, total: int | None = None):
     """
     from tqdm.auto import tqdm
 
-    in_kernel = display() is not None
-    off = not has_front_end() if in_kernel else None  # None: off where stderr is no terminal
+    off = None if display() is None else not has_front_end()  # None: where stderr is no terminal
     delay = _delay(_running_cell(), time.monotonic())
     settings = dict(delay=delay, leave=False, disable=not description or off)
-    return tqdm(iterable, desc=description, total=total, **settings)
+    return tqdm(iterable, desc=description, **settings)
 
 
 # When the cell's first bar was asked for, and when its last one was shown.

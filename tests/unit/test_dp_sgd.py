@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import stack_module_state
 
 from vplib import models, seeding
+from vplib.attacks.inversion_gradient import lenet
 from vplib.defenses.dp_sgd import audit as dp_audit
 from vplib.defenses.dp_sgd import private_training as dp_sgd
 from vplib.privacy import accounting as dp_accounting
@@ -21,7 +22,7 @@ NETS = {
     "tanh": lambda: models.mlp(SHAPE, CLASSES, (9,), "tanh"),
     "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES, bias=False)),
     "cnn": lambda: models.cnn(SHAPE, CLASSES, (3,), 8),
-    "strides": lambda: models.lenet(SHAPE, CLASSES, "tanh", 4),
+    "strides": lambda: lenet(SHAPE, CLASSES, "tanh", 4, spread=None),
     "dilated": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=(2, 1), dilation=(2, 1), stride=(1, 2), bias=False),
         nn.ReLU(inplace=True),

@@ -252,7 +252,7 @@ def test_no_front_end_without_ipython(monkeypatch):
 
 def test_progress_hands_every_item_through(capsys):
     assert list(experiment.progress(range(5), "counting")) == [0, 1, 2, 3, 4]
-    assert list(experiment.progress(iter("ab"), "counting", total=2)) == ["a", "b"]
+    assert list(experiment.progress(iter("ab"), "counting")) == ["a", "b"]
     assert capsys.readouterr() == ("", "")
 
 

@@ -303,9 +303,8 @@ def _interval(value) -> metrics.Estimate:
     if isinstance(value, metrics.Estimate):
         return value
     repeats = _array(value).flatten()
-    mean, error = repeats.mean(), 0.0
-    if len(repeats) > 1:
-        error = 2 * repeats.std(ddof=1) / np.sqrt(len(repeats))
+    mean = repeats.mean()
+    error = 2 * repeats.std(ddof=1) / np.sqrt(len(repeats)) if len(repeats) > 1 else 0.0
     return metrics.Estimate(mean, mean - error, mean + error)
 
 

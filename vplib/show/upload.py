@@ -60,9 +60,8 @@ def uploaded_files(value: dict | tuple) -> list[tuple[str, bytes]]:
         value: in ipywidgets 7 a dict from names to {"content": bytes, ...}; in 8 a tuple of
             {"name": str, "content": memoryview, ...}.
     """
-    if isinstance(value, dict):
-        return [(name, bytes(file["content"])) for name, file in value.items()]
-    return [(file["name"], bytes(file["content"])) for file in value]
+    named = value.items() if isinstance(value, dict) else ((file["name"], file) for file in value)
+    return [(name, bytes(file["content"])) for name, file in named]
 
 
 def _empty(upload: ipywidgets.FileUpload) -> None:
