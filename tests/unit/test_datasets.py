@@ -964,3 +964,13 @@ def test_a_decompression_bomb_is_refused(photos, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=f"{re.escape(str(bomb))} is too large .*; shrink it"):
         photos.load(image_size=4)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("cifar10", (3, 32, 32)), ("mnist", (1, 28, 28))])
+def test_random_images_have_the_shape_of_a_set_and_need_no_network(name, shape):
+    data = datasets.load(f"random:{name}", split="all")
+    assert data.shape == shape and torch.equal(data.labels.bincount(), torch.full((10,), 100))
+    assert torch.equal(data.images, datasets.load(f"random:{name}", split="all").images)
+    assert len(datasets.load(f"random:{name}", split="train")) == 800
+    with pytest.raises(ValueError, match="unknown dataset 'random:nope'"):
+        datasets.load("random:nope")

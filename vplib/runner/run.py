@@ -127,7 +127,7 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
 
             check_name(str(dataset))
             kind, _, place = str(dataset).partition(":")
-            if place:  # a folder; the kernel may run in another one
+            if kind == "folder":  # the kernel may run in another one
                 values["DATASET"] = f"{kind}:{Path(place).expanduser().resolve()}"
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None

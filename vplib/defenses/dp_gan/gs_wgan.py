@@ -19,7 +19,7 @@ from vplib.defenses.dp_gan.dpgan import Generators, Networks
 from vplib.nets import stacked
 
 BATCH = 32  # generated images a step
-CRITIC_STEPS, WARM_UP = 2, 40  # steps of all critics for one of the generator, and before the first
+CRITIC_STEPS = 2  # of all critics for one of the generator
 CLIP = 1.0  # largest norm of the gradient by an image; a Wasserstein critic's is about 1
 PENALTY = 10.0
 LR, GENERATOR_LR = 0.01, 0.02
@@ -90,6 +90,7 @@ def train_gs_wgan(
     *,
     num_discriminators: int = 40,
     num_steps: int,
+    warm_up: int = 40,
     hidden: Sequence[int] = (32,),
     critic_batch: int = 8,
     subsets: Tensor | None = None,
@@ -106,6 +107,7 @@ def train_gs_wgan(
             clipped gradients can be 2 * CLIP apart.
         num_discriminators: each image belongs to one of them, by a draw of its own.
         num_steps: steps of the generator; each releases `BATCH` gradients.
+        warm_up: steps of the discriminators before the generator's first.
         hidden: widths of a discriminator's hidden layers.
         critic_batch: real images a discriminator and step.
         subsets: (R, n) rows that each run trains on; None: all images.
@@ -132,7 +134,7 @@ def train_gs_wgan(
         update = dpgan.updater(critics[1], LR)
         rows, sizes = partition(subsets, num_discriminators)
         for step in experiment.progress(range(num_steps), description):
-            for _ in range(CRITIC_STEPS + (WARM_UP if step == 0 else 0)):
+            for _ in range(CRITIC_STEPS + (warm_up if step == 0 else 0)):
                 some = draw_own(rows, sizes, critic_batch)
                 step_critics(critics, update, generators, private[some], sizes > 0)
             classes = dpgan.random_labels(num_classes, runs, BATCH, device)
