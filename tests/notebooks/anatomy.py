@@ -32,7 +32,7 @@ ABOUT = {"title", "paper", "minutes", "datasets", "core", "course", "extras"}
 FORBIDDEN = ("os.chdir", "sys.path", "%autoreload", "import *", ".cuda()", "plt.show()", "try:")
 FORBIDDEN_SINCE = ("# fmt: skip", "lambda _")  # what runs is what the reader reads
 MAX_CODE_LINES, MAX_BYTES, MAX_HERO_BYTES = 20, 200_000, 100_000
-MAX_PART_ONE_CELLS = 65  # of at most 20 lines, each doing one thing
+MAX_PART_ONE_CELLS = 68  # of at most 20 lines, each doing one thing
 # Notebooks that still await their second edition: 30 lines a cell, claims without a control. The
 # next two issues take them out one by one; then this must be empty, and goes.
 FIRST_EDITION = (

@@ -146,7 +146,7 @@ BREAKS = {
     ),
     "a claim that papers.csv counts": (
         lambda n: _edit(n, 'of="Sablayrolles 2019"', 'of="Someone 2019"'),
-        "Sablayrolles 2019 is works without a claim",
+        "Sablayrolles 2019 is partly without a claim",
     ),
     "no metadata": (lambda n: n.metadata.pop("vplib"), "metadata.vplib"),
     "no place in the course": (lambda n: n.metadata["vplib"].pop("course"), "hold exactly"),
