@@ -18,8 +18,7 @@ from vplib.defenses.dp_gan import dpgan
 from vplib.defenses.dp_gan.dpgan import Generators, Networks
 from vplib.nets import stacked
 
-BATCH = 32  # generated images a step
-CRITIC_STEPS = 2  # of all critics for one of the generator
+BATCH, CRITIC_STEPS = 32, 2  # generated images a step, and steps of all critics before it
 CLIP = 1.0  # largest norm of the gradient by an image; a Wasserstein critic's is about 1
 PENALTY = 10.0
 LR, GENERATOR_LR = 0.01, 0.02
