@@ -78,8 +78,8 @@ def profile(name: str, *, lab: dict, paper: dict) -> SimpleNamespace:
     The third profile, "rehearsal", shows on any machine that every line of the paper's run works.
     It takes what shapes an experiment from `paper` (texts, fractions, networks, whatever has a
     name that ends in one of `SHAPES`) and how much of it from `lab`: whole numbers, and tuples of
-    them cut to the first two, of each the root, rounded to an even number: 200 records become 14,
-    and 16 models 4. So what is larger is never smaller, and no setting is written thrice. The
+    them cut to the first two, of each the root, rounded to an even number from 4 on: 200 records
+    become 14, and 8 models 4. What is larger never gets smaller, and nothing is written thrice. The
     paper's `dataset`, where it names one, becomes random images of its shape, and no claim is
     asserted.
 
@@ -116,7 +116,7 @@ def _rehearsal(lab: dict, paper: dict) -> dict:
 
 
 def _root(count: int) -> int:
-    return min(count, max(2, 2 * round(count**0.5 / 2)))
+    return min(count, max(4, 2 * round(count**0.5 / 2)))
 
 
 def has_front_end() -> bool:

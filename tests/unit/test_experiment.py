@@ -128,7 +128,7 @@ def test_rehearsal_has_the_shapes_of_the_paper_and_few_of_everything():
     assert vars(experiment.profile("rehearsal", lab=lab, paper=paper)) == dict(
         dataset="random:cifar10", network="cnn", lr=0.01, batch_size=64, image_size=32,
         hidden=(512,), later_channels=(64, 128), noise=(1.0, 4.0), train_size=14, num_models=4,
-        few=2, one=1, sizes=(8, 10), num_images=78, clip=False, gs=dict(num_steps=10, hidden=(64,)),
+        few=3, one=1, sizes=(8, 10), num_images=78, clip=False, gs=dict(num_steps=10, hidden=(64,)),
     )  # fmt: skip
 
 
