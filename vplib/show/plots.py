@@ -266,7 +266,7 @@ def image_strips(rows: dict[str, Tensor], ax: Axes | None = None, num_images: in
     """A row of images for each name, all as one picture, on one scale from 0 to 1.
 
     Args:
-        rows: by name, (N, C, H, W) in [0, 1]; all with equally many images, or more than shown.
+        rows: by name, (N, C, H, W) in [0, 1]; the shortest row decides how many are shown.
         ax: where to draw; a new figure by default.
         num_images: at most so many of a row are shown.
 
@@ -274,9 +274,8 @@ def image_strips(rows: dict[str, Tensor], ax: Axes | None = None, num_images: in
         The Axes.
     """
     ax = ax or plt.subplots(figsize=(8, 0.95 * len(rows)))[1]
-    framed = [
-        F.pad(images[:num_images].detach().cpu(), (2,) * 4, value=1) for images in rows.values()
-    ]
+    shown = min(num_images, *map(len, rows.values()))
+    framed = [F.pad(images[:shown].detach().cpu(), (2,) * 4, value=1) for images in rows.values()]
     sheet = torch.cat([torch.cat(list(images), -1) for images in framed], -2).clamp(0, 1)
     pixels = sheet.permute(1, 2, 0).numpy()
     ax.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, vmin=0, vmax=1)
