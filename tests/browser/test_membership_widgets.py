@@ -6,7 +6,7 @@ What runs is the `quick` copy: the committed cells with less training and withou
 import pytest
 from lab_page import choose, move_slider, open_and_run, widget
 
-FEWER = dict(num_shadows=8, sweep_shadows=4, lira_shadows=16, draws=1)
+FEWER = dict(num_shadows=8, sweep_models=4, num_references=16, draws=1, attack_steps=100)
 
 
 def test_the_widgets_of_membership_shadow(page, quick_copy):
@@ -29,24 +29,24 @@ def test_the_widgets_of_membership_shadow(page, quick_copy):
         assert figure.evaluate("image => image.decode().then(() => image.naturalWidth)") > 400
         return figure.get_attribute("src")
 
-    # The threshold of the attack for one victim.
+    # The share of one victim's records that are flagged.
     figure = output("explore").locator("img[src^='data:image/png']")
-    expect(figure).to_have_attribute("alt", "figure for victim 0, threshold (probability) 0.5")
-    expect(readout("threshold (probability)")).to_have_text("0.50")
+    expect(figure).to_have_attribute("alt", "figure for victim 0, flagged (%) 50.0")
+    expect(readout("flagged (%)")).to_have_text("50.00")
     src = figure.get_attribute("src")
-    move_slider(page, "threshold (probability)", 3)
-    expect(readout("threshold (probability)")).to_have_text("0.56")
-    src = changed(figure, src, "victim 0, threshold (probability) 0.56")
+    move_slider(page, "flagged (%)", 3)
+    expect(readout("flagged (%)")).to_have_text("51.50")
+    src = changed(figure, src, "victim 0, flagged (%) 51.5")
     move_slider(page, "victim", 2)
     expect(readout("victim")).to_have_text("2")
-    src = changed(figure, src, "victim 2, threshold (probability) 0.56")
-    move_slider(page, "threshold (probability)", key="End")  # nobody is flagged: no 0 / 0
-    expect(readout("threshold (probability)")).to_have_text("1.00")
-    changed(figure, src, "victim 2, threshold (probability) 1.0")
+    src = changed(figure, src, "victim 2, flagged (%) 51.5")
+    move_slider(page, "flagged (%)", key="End")  # everybody is flagged: recall 1
+    expect(readout("flagged (%)")).to_have_text("100.00")
+    changed(figure, src, "victim 2, flagged (%) 100.0")
 
     # Single records, by LiRA.
     rank = "rank (0: most exposed)"
-    figure = output("lira-explore").locator("img[src^='data:image/png']")
+    figure = output("records-explore").locator("img[src^='data:image/png']")
     expect(figure).to_have_attribute("alt", f"figure for labels clean labels, {rank} 0")
     src = figure.get_attribute("src")
     choose(page, "labels", "20% wrong labels")
@@ -64,7 +64,7 @@ def test_the_widgets_of_membership_shadow(page, quick_copy):
     assert len(exercises) >= 4
     for id in exercises:
         expect(output(id)).to_contain_text("not attempted yet")
-    table = output("claims").get_by_role("table")
+    table = output("claims-penalty").get_by_role("table")
     expect(table).to_have_count(1)
     expect(table.get_by_role("columnheader")).to_have_text(["Claim", "Paper", "Ours", "Outcome"])
     expect(table).to_contain_text("smaller training sets leak more")
