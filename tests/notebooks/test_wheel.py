@@ -52,7 +52,7 @@ def test_the_wheel_holds_what_a_lone_notebook_reads(wheel):
         held = {name: file.getinfo(name).file_size for name in file.namelist()}
         papers = file.read("vplib/papers.csv")
     assert papers == (ROOT / "notebooks" / "papers.csv").read_bytes()
-    assert held["vplib/drawing_pad.js"] > 500 and held["vplib/runner/report.html.jinja"] > 500
+    assert held["vplib/show/drawing_pad.js"] > 500 and held["vplib/runner/report.html.jinja"] > 500
     assert all(name.startswith("vplib") for name in held)
     assert not [name for name in held if name.endswith((".ipynb", ".png"))]
 
