@@ -35,7 +35,7 @@ def test_the_map_follows_its_controls(page):
     expect(view).to_contain_text("Orekondy 2019")
 
     choose(page, "Section", "3.2.1 Membership inference")
-    expect(status).to_have_text("0 papers: 0 work, 0 not reproduced, 0 planned")
+    expect(status).to_have_text("0 papers: 0 work, 0 partly, 0 not reproduced, 0 planned")
     expect(view.get_by_role("table")).to_have_count(0)
 
     type_text(page, "Search", "shokri")
