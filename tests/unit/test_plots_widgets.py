@@ -177,12 +177,17 @@ def test_the_stand_in_for_a_gpu_refuses_numpy():
 
 
 def test_plots_take_tensors_of_any_device():
-    plots.line_with_band(away(3), away(3, 4), "a")
+    x, values = away(3), away(3, 4)
+    (line,) = plots.line_with_band(x, values, "a").lines
+    assert line.get_xdata() == pytest.approx(x.cpu().numpy())
+    assert line.get_ydata() == pytest.approx(values.cpu().numpy().mean(1))
     plots.line_with_band([1, 2], [away(4), away(4)], "a")
     plots.histogram_pair(away(5), away(6), "loss", away(1)[0])
     plots.matrix(away(2, 2), "ab", "cd")
     plots.matrix([away(2), away(2)], "ab", "cd")
-    plots.bars({"a": away(5), "b": away(1)[0]})
+    five = away(5)
+    (bar, _) = plots.bars({"a": five, "b": away(1)[0]}).containers[1]
+    assert bar.get_width() == pytest.approx(five.cpu().numpy().mean())
     names = dict(utility="accuracy", loss="AUC")
     plots.privacy_utility({"a": [(away(1)[0], 0.5)], "b": away(3, 2)}, away(2), **names)
     plots.chance(plots.floor(plt.gca(), away(1)[0]), away(1)[0])
