@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from papermill.translators import PythonTranslator
 from strip import guard, published_address, states, verified
 
 from vplib import exercises
@@ -221,6 +222,10 @@ def _setup_and_parameters(notebook, address) -> list[str]:
             values[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
             found.append(f"parameters: line {node.lineno} is no NAME = literal")
+    # Papermill skips a line with a second "=", even in its comment, and then knows no such name.
+    seen = {p.name for p in PythonTranslator.inspect(cell)}
+    for name in sorted(set(values) - seen):
+        found.append(f"parameters: papermill cannot read {name}: one = a line, comments included")
     wanted = {"SEED": int, "DEVICE": str, "PROFILE": str, "DATASET": str | None}
     for name, kind in wanted.items():
         if name not in values or not isinstance(values[name], kind):

@@ -119,6 +119,10 @@ BREAKS = {
         "DATASET is missing",
     ),
     "a computed parameter": (lambda n: _edit(n, "SEED = 0", "SEED = 1 - 1"), "no NAME = literal"),
+    "an = in a parameter's comment": (
+        lambda n: _edit(n, "SEED = 0", "SEED = 0  # with SEED=1 another draw"),
+        "papermill cannot read SEED",
+    ),
     "an output left in": (_leave_output, "outputs left in"),
     "no guard": (lambda n: _edit(n, "google.colab", "colab"), "Colab guard"),
     "a cell of 21 lines": (_lengthen, "has 21 lines, more than 20"),

@@ -33,7 +33,7 @@ TWICE = {"defenses/encrypted_inference": "CKKS"}
 FIRST_EDITION = {
     "attacks/extraction_functionality": 400,
     "attacks/inversion_class": 300,
-    "attacks/inversion_gradient": 505,
+    "attacks/inversion_gradient": 492,
     "attacks/membership_label_only": 370,
     "defenses/dp_gan": 480,
     "defenses/dp_sgd": 390,
