@@ -153,3 +153,21 @@ def test_gradients_reach_the_image():
     ):
         (gradient,) = torch.autograd.grad(change(image).sum(), image)
         assert gradient.isfinite().all() and gradient.sum() > 0
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda x: transforms.resize(x, 6),
+        lambda x: transforms.blur(x, 1.0),
+        lambda x: transforms.pixelate(x, 2),
+        lambda x: transforms.mask(x, torch.zeros(2, 4)),
+    ],
+)
+def test_8_bit_images_are_refused(transform):
+    for images, said in (
+        ((255 * some()).byte(), "not torch.uint8"),
+        (255 * some(), "these lie in"),
+    ):
+        with pytest.raises(ValueError, match=said + ".*divide 8-bit images by 255"):
+            transform(images)

@@ -211,12 +211,17 @@ def check_range(images: torch.Tensor, where: str = "") -> None:
     """Refuses images that are none, or not in [0, 1].
 
     Args:
-        images: (N, C, H, W) floating-point numbers.
+        images: (N, C, H, W) of any type.
         where: they come from, for the message.
 
     Raises:
-        ValueError: there is no pixel, or one lies outside or is NaN.
+        ValueError: there is no pixel, pixels are integers, or one lies outside or is NaN.
     """
+    if not images.is_floating_point():
+        raise ValueError(
+            f"{where}images must be floating point in [0, 1], not {images.dtype}; "
+            "divide 8-bit images by 255"
+        )
     if not images.numel():
         raise ValueError(f"{where}there is no image")
     low, high = images.aminmax()

@@ -1,6 +1,7 @@
 """What is done to whole images: one `resize` for every loader, and what hides what they show.
 
-All take and return (N, C, H, W) in [0, 1], on any device, and can be differentiated.
+All take and return (N, C, H, W) in [0, 1], on any device, and can be differentiated. Integers, and
+values outside, are refused by ValueError.
 """
 
 import math
@@ -8,6 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vplib.datasets.imageset import check_range
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:
@@ -17,6 +20,7 @@ def resize(images: Tensor, image_size: int) -> Tensor:
         images: (N, C, H, W) in [0, 1].
         image_size: height and width of the result, in pixels.
     """
+    check_range(images)
     height, width = images.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -40,6 +44,7 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     """
     from torchvision.transforms.v2 import functional as v2  # takes seconds
 
+    check_range(images)
     if not sigma >= 0:
         raise ValueError(f"sigma must be 0 or more pixels, not {sigma}")
     if sigma == 0:
@@ -58,6 +63,7 @@ def pixelate(images: Tensor, cell: int) -> Tensor:
     Raises:
         ValueError: `cell` is below 1.
     """
+    check_range(images)
     if cell < 1:
         raise ValueError(f"a cell must have 1 pixel or more, not {cell}")
     height, width = images.shape[-2:]
@@ -78,6 +84,7 @@ def mask(images: Tensor, where: Tensor, value: float = 0.5) -> Tensor:
     Raises:
         ValueError: `where` has neither shape.
     """
+    check_range(images)
     number, _, height, width = images.shape
     if where.shape == (number, 4):
         left, top, right, bottom = where[:, :, None, None].unbind(1)

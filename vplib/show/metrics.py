@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vplib.datasets.imageset import check_range
+
 CONFIDENCE, NUM_RESAMPLES = 0.95, 100
 
 
@@ -178,7 +180,7 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
         (N,) dB; infinite for equal images, NaN (which is above no bar) where a pixel is NaN.
 
     Raises:
-        ValueError: shapes differ, or pixels are integers.
+        ValueError: shapes differ, pixels are integers, or the references lie outside [0, 1].
     """
     _check_images(images, references)
     return -10 * (images - references).square().mean((1, 2, 3)).log10()
@@ -210,9 +212,9 @@ def _check_images(images: Tensor, references: Tensor) -> None:
     if images.shape != references.shape or images.ndim != 4:
         shapes = f"{tuple(images.shape)} and {tuple(references.shape)}"
         raise ValueError(f"images and references must both be (N, C, H, W), not {shapes}")
-    for given in (images, references):
-        if not given.is_floating_point():
-            raise ValueError(f"pixels must lie in [0, 1], not be {given.dtype}: divide by 255")
+    check_range(references.nan_to_num(0), "references: ")
+    if not images.is_floating_point():  # they may lie outside: an attack's are not clamped
+        raise ValueError(f"images must lie in [0, 1], not be {images.dtype}: divide by 255")
 
 
 def _flat(scores, members) -> tuple[np.ndarray, np.ndarray]:
