@@ -1,6 +1,7 @@
 """Exercises of attacks/membership_label_only: reference solutions, checks that name mistakes."""
 
 import torch
+import torch.nn.functional as F
 
 from vplib.exercises import judge
 from vplib.victims import endpoint
@@ -67,10 +68,8 @@ def check_bisect(attempt) -> str | None:
     line = torch.full((1, 2, 2), 0.2), torch.full((1, 2, 2), 0.8)
     point, allowed = attempt(predict_label, *line, 0, 10), sum(asked) <= 10
     mistakes = {
-        "ten queries were allowed": lambda point: not allowed,
-        "your point still has the record's label: return the outer end of the interval": (
-            lambda point: point.mean() <= 0.38
-        ),
+        "ten queries were allowed": lambda p: not allowed,
+        "your point still has the record's label: return the outer end": lambda p: p.mean() <= 0.38,
     }
     why, hint = "near to the boundary, on the far side", "too far out; halve the interval each time"
     return judge(point, solve_bisect(predict_label, *line, 0, 10), why, mistakes, hint)
@@ -81,27 +80,20 @@ def solve_direction(left, directions):
     sign = 2.0 * left - 1
     if sign.mean().abs() < 1:
         sign = sign - sign.mean()
-    found = sign @ directions
-    return found / found.norm()
+    return F.normalize(sign @ directions, dim=0)
 
 
 def check_direction(attempt) -> str | None:
     """Checks the estimate on five directions: three of them leave the label, then all do."""
     directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0], [0.8, -0.6]])
     left, everywhere = torch.tensor([True, True, True, False, False]), torch.ones(5).bool()
-    right, plain, part = solve_direction(left, directions), 2.0 * left - 1, 1.0 * left
-    wrong = [weights @ directions for weights in (plain, part)]
+    right = solve_direction(left, directions)
+    signs, part = (F.normalize(w @ directions, dim=0) for w in (2.0 * left - 1, 1.0 * left))
     mistakes = {
         "the wrong way round: go where the label is left": -right,
-        "subtract the mean of the signs: without it the estimate is noisier": (
-            wrong[0] / wrong[0].norm()
-        ),
-        "the directions that keep the label tell something too: they count with minus one": (
-            wrong[1] / wrong[1].norm()
-        ),
-        "the direction is right; scale it to length one": (
-            lambda found: torch.allclose(found / found.norm(), right.double(), atol=1e-4)
-        ),
+        "subtract the mean of the signs: without it the estimate is noisier": signs,
+        "the directions that keep the label tell something too: they count with minus one": part,
+        "scale it to length one": lambda found: F.cosine_similarity(found, right, 0) > 0.9999,
     }
     why = "and where all directions leave, their mean is the best guess"
     hint = "sum the directions, weighted with +1 where the label is left, -1 else, minus the mean"

@@ -110,8 +110,8 @@ def estimate_direction(
         asked about are clipped to [0, 1]; the directions in the sum are not, so that all records
         share one matrix product.
     """
-    some = max(1, CHUNK // points.numel())
-    parts = directions.split(some)
+    room = CHUNK if points.device.type == "cpu" else AT_ONCE
+    parts = directions.split(max(1, room // points.numel()))
     left = torch.cat([_ask_around(predict_label, points, labels, p, radii) for p in parts], 1)
     signs = 2 * left.to(points.dtype) - 1
     mean = signs.mean(1, keepdim=True)
