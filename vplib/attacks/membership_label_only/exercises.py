@@ -8,17 +8,8 @@ from vplib.victims import endpoint
 
 
 def solve_with_budget(predict_label, budget):
-    """A callable that answers as `predict_label` until so many images were asked about."""
-    spent = 0
-
-    def ask(images):
-        nonlocal spent
-        if spent + len(images) > budget:
-            raise endpoint.BudgetSpent(f"{spent} of {budget} queries are spent")
-        spent += len(images)
-        return predict_label(images)
-
-    return ask
+    """The library's endpoint: it counts under a lock before it asks, or refuses."""
+    return endpoint.Endpoint(predict_label, answers="labels", budget=budget)
 
 
 def check_with_budget(attempt) -> str | None:
