@@ -104,7 +104,8 @@ def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
 class Client:
     """A service over HTTP as the same callable: an attack on an `Endpoint` runs on it unchanged.
 
-    It connects directly: a proxy that the environment names is for no address here.
+    It connects directly: a proxy that the environment names is for no address here. Its `reused`
+    counts the answers that came from the file.
     """
 
     def __init__(self, url: str, save: str | Path | None = None):
@@ -121,8 +122,7 @@ class Client:
             ValueError: `save` is some other file.
         """
         self.url, self._host, self._save = url, url.removeprefix("http://").rstrip("/"), save
-        self._lock, self._paid = threading.Lock(), defaultdict(deque)
-        self.reused = 0  # answers that came from the file
+        self._lock, self._paid, self.reused = threading.Lock(), defaultdict(deque), 0
         _ = self.queries  # or nobody is there
         if save is not None:
             self._load()
