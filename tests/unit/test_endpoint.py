@@ -76,7 +76,7 @@ def test_images_of_a_shape_that_the_model_does_not_take_are_refused_and_free(ans
     if answered_before:
         endpoint(some(2))
     before = endpoint.queries
-    with pytest.raises(ValueError, match=r"cannot answer for images of shape \(3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"cannot answer for float32 images of shape \(3, 4, 4\)"):
         endpoint(torch.rand(2, 3, 4, 4))
     assert endpoint.queries == before
 
@@ -126,6 +126,15 @@ def test_a_model_that_answers_something_else_is_refused(answers, said):
     with pytest.raises(TypeError, match=r"predict gives \(.*\), not \(N, classes\)"):
         endpoint(some(4))
     assert endpoint.queries == 0
+
+
+def test_labels_are_whole_numbers():
+    endpoint = Endpoint(lambda x: torch.tensor([1.0, 2.0]), answers="labels")
+    with pytest.raises(TypeError, match=r"labels must be whole numbers, not torch.float32"):
+        endpoint(some(2))
+    assert endpoint.queries == 0
+    endpoint = Endpoint(lambda x: torch.tensor([1, 2]), answers="labels")
+    assert endpoint(some(2)).tolist() == [1, 2]
 
 
 def test_twenty_callers_at_once_do_not_overdraw():

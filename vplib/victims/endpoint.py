@@ -70,7 +70,7 @@ class Endpoint:
             ValueError: the images are not as above, or the model fails on them and has answered
                 for none of their shape before. They cost nothing.
             BudgetSpent: they would exceed the budget: none is answered, none is counted.
-            TypeError: the model's answers are neither probabilities nor labels.
+            TypeError: the model's answers are neither probabilities nor whole labels.
             RuntimeError: the model failed on images of a shape that it takes.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
@@ -105,10 +105,13 @@ class Endpoint:
             if images.dtype == torch.float32 and "double" in str(error).lower():
                 return self._answer(images.double())  # so torch says that weights are float64
             kind = RuntimeError if shape in self._taken else ValueError  # whose fault it is
-            raise kind(f"the model cannot answer for images of shape {shape}") from error
+            asked = f"{str(images.dtype).removeprefix('torch.')} images of shape {shape}"
+            raise kind(f"the model cannot answer for {asked}") from error
         dims = (1, 2) if self.answers == "labels" else (2,)
         if found.ndim not in dims or len(found) != len(images):
             raise TypeError(f"predict gives {tuple(found.shape)}, not (N, classes) probabilities")
+        if found.ndim == 1 and found.is_floating_point():
+            raise TypeError(f"labels must be whole numbers, not {found.dtype}")
         self._taken.add(shape)
         return found
 
