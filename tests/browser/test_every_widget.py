@@ -27,7 +27,8 @@ QUICK = {
     ),
     "attacks/membership_label_only": (
         dict(NUM_EPOCHS=3),
-        dict(num_victims=4, sweep_victims=2, num_steps=3, num_directions=4, noise_queries=8),
+        dict(num_victims=4, num_shadows=4, defender_models=2, num_steps=3, num_directions=4)
+        | dict(noise_queries=8, judge_steps=20, guard_steps=10, few_records=10),
     ),
     "defenses/dp_gan": (
         dict(NUM_DRAWS=2),

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from vplib import models
 from vplib.victims.endpoint import BudgetSpent, Endpoint, keep_label, rounded, top_k
 
 SHAPE = (1, 4, 4)
@@ -62,6 +63,78 @@ def test_a_model_that_fails_costs_nothing():
     with pytest.raises(ZeroDivisionError):
         endpoint(some(3))
     assert endpoint.queries == 0
+
+
+def narrow(images):
+    """A network that takes images of SHAPE alone, as torch's layers do."""
+    return (images.flatten(1) @ torch.ones(16, 3, dtype=images.dtype)).softmax(-1)
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_images_of_a_shape_that_the_model_does_not_take_are_refused_and_free(answered_before):
+    endpoint = Endpoint(narrow)
+    if answered_before:
+        endpoint(some(2))
+    before = endpoint.queries
+    with pytest.raises(ValueError, match=r"cannot answer for float32 images of shape \(3, 4, 4\)"):
+        endpoint(torch.rand(2, 3, 4, 4))
+    assert endpoint.queries == before
+
+
+def test_a_failure_on_a_shape_that_was_answered_is_the_models():
+    def once(images):
+        if endpoint.queries > 2:
+            raise ValueError("power cut")
+        return model(images)
+
+    endpoint = Endpoint(once)
+    endpoint(some(2))
+    with pytest.raises(RuntimeError, match="cannot answer") as failed:
+        endpoint(some(2))
+    assert str(failed.value.__cause__) == "power cut" and endpoint.queries == 2
+
+
+@pytest.mark.parametrize("answers", ["probabilities", "labels"])
+@pytest.mark.parametrize("net", ["mlp", "cnn"])
+def test_a_victim_of_doubles_answers_right(net, answers):
+    torch.manual_seed(0)
+    victim = getattr(models, net)(SHAPE, 3).double()
+    expected = victim(some(5).double()).softmax(-1)
+    endpoint = Endpoint(lambda x: victim(x).softmax(-1), answers=answers)
+    right = expected.argmax(-1) if answers == "labels" else expected
+    assert torch.equal(endpoint(some(5)), right) and endpoint.queries == 5
+
+
+def test_a_predict_label_is_passed_on_where_labels_are_answered():
+    labels = model(some(7)).argmax(-1)
+    endpoint = Endpoint(lambda x: model(x).argmax(-1), answers="labels")
+    assert torch.equal(endpoint(some(7)), labels) and endpoint.queries == 7
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ("probabilities", torch.zeros(4, dtype=torch.int64)),  # labels as probabilities
+        ("labels", torch.tensor(1)),  # one number
+        ("labels", torch.zeros(3)),  # of other images
+        ("labels", torch.zeros(4, 3, 1)),
+        ("probabilities", torch.zeros(5, 3)),
+    ],
+)
+def test_a_model_that_answers_something_else_is_refused(answers, said):
+    endpoint = Endpoint(lambda x: said, answers=answers)
+    with pytest.raises(TypeError, match=r"predict gives \(.*\), not \(N, classes\)"):
+        endpoint(some(4))
+    assert endpoint.queries == 0
+
+
+def test_labels_are_whole_numbers():
+    endpoint = Endpoint(lambda x: torch.tensor([1.0, 2.0]), answers="labels")
+    with pytest.raises(TypeError, match=r"labels must be whole numbers, not torch.float32"):
+        endpoint(some(2))
+    assert endpoint.queries == 0
+    endpoint = Endpoint(lambda x: torch.tensor([1, 2]), answers="labels")
+    assert endpoint(some(2)).tolist() == [1, 2]
 
 
 def test_twenty_callers_at_once_do_not_overdraw():

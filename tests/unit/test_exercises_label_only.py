@@ -77,15 +77,6 @@ def unequal(left, directions):
     return ((sign - sign.mean())[:, None] * directions).sum(0)
 
 
-def plain_rounding(p, decimals):
-    return (p * 10**decimals).round() / 10**decimals
-
-
-def label_plus_one(p, decimals):
-    found = plain_rounding(p, decimals)
-    return found.scatter(-1, p.argmax(-1, keepdim=True), 1.0)
-
-
 @pytest.mark.parametrize(
     ("check", "attempt", "said"),
     [
@@ -96,7 +87,7 @@ def label_plus_one(p, decimals):
         (ex.check_with_budget, lambda p, b: lambda x: p(x)[:1], "answer as the victim does"),
         (ex.check_bisect, inner_end, "still has the record's label"),
         (ex.check_bisect, walks, "too far out"),
-        (ex.check_bisect, thorough, "ten queries were allowed, you made 15"),
+        (ex.check_bisect, thorough, "ten queries were allowed"),
         (ex.check_bisect, lambda p, i, s, y, n: s, "too far out"),
         (ex.check_direction, direction(lambda left: 1 - 2.0 * left + (2.0 * left - 1).mean()),
          "wrong way round"),
@@ -106,10 +97,6 @@ def label_plus_one(p, decimals):
          "drop it then"),
         (ex.check_direction, unequal, "scale it to length one"),
         (ex.check_direction, lambda left, d: torch.tensor([1.0, -1.0]), "sum the directions"),
-        (ex.check_rounded, lambda p, d: p, "multiple of a tenth"),
-        (ex.check_rounded, plain_rounding, "both round to 0.5"),
-        (ex.check_rounded, label_plus_one, "more than a tenth"),
-        (ex.check_rounded, lambda p, d: torch.ones_like(p), "label of 0.46"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(check, attempt, said):

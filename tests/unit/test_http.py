@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from vplib import models
 from vplib.attacks.membership_label_only import label_only as attack
 from vplib.victims import http
 from vplib.victims.endpoint import BudgetSpent, Endpoint
@@ -160,13 +161,83 @@ def test_a_spent_budget_is_429_and_exact():
 @needs_http
 def test_a_model_that_fails_is_500_without_its_reason():
     def broken(images):
-        raise RuntimeError("the secret path /srv/model.pt")
+        if endpoint.queries > 1:
+            raise RuntimeError("the secret path /srv/model.pt")
+        return model(images)
 
-    with http.serve(Endpoint(broken)) as running:
+    endpoint = Endpoint(broken)
+    with http.serve(endpoint) as running:
+        assert post(running.url, wire(some(1)))[0] == 200
         status, said = post(running.url, wire(some(1)))
         assert status == 500 and b"secret" not in said
         with pytest.raises(http.ServiceError, match="the model failed"):
             http.Client(running.url)(some(1))
+
+
+@needs_http
+def test_what_the_model_says_of_wrong_images_is_not_told_either():
+    def picky(images):
+        raise ValueError("the secret path /srv/model.pt")
+
+    with http.serve(Endpoint(picky)) as running:
+        status, said = post(running.url, wire(some(1)))
+        assert status == 422 and b"secret" not in said and b"shape (1, 4, 4)" in said
+
+
+@needs_http
+def test_a_shape_that_the_model_does_not_take_is_422_and_free():
+    victim = models.mlp(SHAPE, 3)
+    with http.serve(Endpoint(lambda x: victim(x).softmax(-1))) as running:
+        client = http.Client(running.url)
+        for _ in range(2):  # before the first answer and after it
+            with pytest.raises(ValueError, match=r"refused \(422\): .* of shape \(1, 5, 5\)"):
+                client(torch.rand(2, 1, 5, 5))
+            client(some(3))
+        assert client.queries == 6
+
+
+@needs_http
+@pytest.mark.parametrize("answers", ["probabilities", "labels"])
+def test_a_victim_of_doubles_answers_right_and_is_paid_once(answers):
+    victim = models.mlp(SHAPE, 3).double()
+    expected = victim(some(6).double()).softmax(-1)
+    with http.serve(Endpoint(lambda x: victim(x).softmax(-1), answers=answers)) as running:
+        client = http.Client(running.url)
+        right = expected.argmax(-1) if answers == "labels" else expected
+        assert torch.equal(client(some(6)), right) and client.queries == 6
+
+
+@needs_http
+def test_this_machine_is_asked_without_a_proxy(monkeypatch, service):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    port = service.url.rpartition(":")[2]
+    for host in ("127.0.0.1", "localhost", "127.0.0.2"):
+        url = f"http://{host}:{port}"
+        if host == "127.0.0.2":  # listened to nowhere: the error is its own, not the proxy's
+            with pytest.raises(http.ServiceError, match="127.0.0.2"):
+                http.Client(url)
+        else:
+            assert torch.equal(http.Client(url)(some(2)), model(some(2)))
+
+
+def test_an_address_of_ipv6_is_asked_without_a_proxy(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    try:
+        other = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with other:
+
+        def reply():
+            line = other.accept()[0]
+            line.recv(1000)
+            line.sendall(b'HTTP/1.0 200 OK\r\n\r\n{"queries": 7}')
+            line.close()
+
+        threading.Thread(target=reply).start()
+        with pytest.raises(http.ServiceError):  # it answers once
+            assert http.Client(f"http://[::1]:{other.getsockname()[1]}").queries == 7
 
 
 @needs_http

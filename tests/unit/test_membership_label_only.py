@@ -1,6 +1,8 @@
 """Label-only attacks: what they ask, what they find, and that masks change nothing."""
 
-import numpy as np
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -172,6 +174,89 @@ def test_an_endpoint_of_labels_is_attacked_unchanged_and_counts_the_same(setting
     assert endpoint.queries == found.queries.sum()
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_labels_of_any_whole_kind_give_the_same_counts(setting, kind):
+    pools, victims = setting
+    images, labels = pools.victim.images[:30], pools.victim.labels[:30]
+    wide, narrow = (
+        attack.boundary_distances(Recorder(victims.predict(0)), images, y, pools.own.images,
+                                  num_steps=6, num_directions=30)
+        for y in (labels, labels.to(kind))
+    )  # fmt: skip
+    assert wide.queries.max() > 255  # which eight bits cannot count
+    assert all(torch.equal(a, b) for a, b in zip(wide, narrow, strict=True))
+
+
+def test_a_victim_of_doubles_is_asked_in_doubles():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(16, generator=generator, dtype=torch.float64)
+    images = 0.35 + 0.3 * torch.rand(12, 1, 4, 4, generator=generator, dtype=torch.float64)
+    bias = -(images.flatten(1) @ weights).mean()
+    exact = (images.flatten(1) @ weights + bias).abs() / weights.norm()
+    predict_label = linear(weights, bias)  # fails on images of another type
+    found = attack.boundary_distances(
+        predict_label, images, predict_label(images), torch.rand(50, 1, 4, 4), num_steps=30,
+        num_directions=200,
+    )  # fmt: skip
+    assert found.distances.dtype == torch.float64
+    assert (found.distances >= exact * (1 - 1e-9)).all() and (found.distances <= exact * 1.05).all()
+
+
+def test_records_that_are_many_and_large_are_asked_in_parts(monkeypatch):
+    monkeypatch.setattr(walk, "AT_ONCE", 160)
+    monkeypatch.setattr(walk, "CHUNK", 160)
+    generator = torch.Generator().manual_seed(0)
+    weights, images = torch.randn(16), 0.3 + 0.4 * torch.rand(25, 1, 4, 4, generator=generator)
+    predict_label = linear(weights, -(images.flatten(1) @ weights).mean())
+    labels, candidates = predict_label(images), torch.rand(40, 1, 4, 4, generator=generator)
+    asked = []
+
+    def watched(some):
+        asked.append(some.numel())
+        return predict_label(some)
+
+    starts = walk.find_starts(watched, labels, candidates)
+    rows = starts.found
+    bounded = walk.hop_skip_jump(
+        watched, images[rows], labels[rows], starts.images[rows], num_steps=3
+    )
+    assert max(asked) <= 160
+    monkeypatch.undo()
+    whole = walk.hop_skip_jump(
+        predict_label, images[rows], labels[rows], starts.images[rows], num_steps=3
+    )
+    assert torch.equal(bounded.queries, whole.queries)  # and parts walk as the whole does
+    assert torch.allclose(bounded.distances, whole.distances, atol=1e-4)
+    assert torch.equal(starts.images, walk.find_starts(predict_label, labels, candidates).images)
+
+
+def test_many_large_records_find_their_starts_in_bounded_memory():
+    code = """
+import resource, torch
+from vplib.attacks.membership_label_only import hop_skip_jump as walk
+labels, candidates = torch.zeros(1000).long(), torch.rand(20, 3, 100, 100)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+before = peak()
+starts = walk.find_starts(lambda x: (x[:, 0, 0, 0] > 0.5).long(), labels, candidates)
+print(peak() - before)
+"""
+    grown = float(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert grown < 120 + 60  # MB: what is returned, and a part
+
+
+def test_the_authors_probe_finds_the_closed_form_too():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(16, generator=generator)
+    images = 0.35 + 0.3 * torch.rand(12, 1, 4, 4, generator=generator)
+    bias = -(images.flatten(1) @ weights).mean()
+    exact = (images.flatten(1) @ weights + bias).abs() / weights.norm()
+    predict_label = linear(weights, bias)
+    asked = predict_label, images, predict_label(images), torch.rand(50, 1, 4, 4)
+    settings = dict(num_steps=30, num_directions=200, probe=1.0)
+    found = attack.boundary_distances(*asked, tolerance=16**-1.5, **settings)
+    assert (found.distances <= exact * 1.06 + 1e-4).all()
+
+
 def test_direction_is_the_plain_sum():
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(9, generator=generator)
@@ -252,41 +337,6 @@ def test_copies_attack_learns_from_shadows_which_copies_tell(setting):
     assert metrics.auc(judge(told[0]), inside[0]) == 1.0
 
 
-def test_noise_score_is_a_share_and_paid_for(setting):
-    pools, victims = setting
-    victim = Recorder(victims.predict(0))
-    images, labels = pools.victim.images, pools.victim.labels
-    score = attack.score_by_noise(victim, images, labels, sigma=0.2, num_queries=7, seed=1)
-    assert victim.queries == 7 * 120
-    assert torch.allclose((score * 7).round(), score * 7) and 0 <= score.min() <= score.max() <= 1
-    silent = attack.score_by_noise(victim, images, labels, sigma=0.0, num_queries=2)
-    assert torch.equal(silent.bool(), victims.probabilities(images)[0].argmax(-1) == labels)
-
-
-def test_transfer_shadows_see_the_attackers_images_and_the_victims_labels(setting):
-    pools, victims = setting
-    recorders = [Recorder(victims.predict(k)) for k in range(2)]
-    shadows = attack.transfer_shadows(
-        recorders, pools.own.images, lambda: models.mlp((1, 8, 8), 10, (32,)), num_epochs=40
-    )
-    assert len(shadows) == 2
-    for k, victim in enumerate(recorders):
-        assert victim.queries == 80 and torch.equal(victim.asked[0], pools.own.images)
-        said = victims.predict(k)(pools.own.images).argmax(-1)
-        assert (shadows.predict(k)(pools.own.images).argmax(-1) == said).float().mean() > 0.95
-
-
-def test_set_score_is_the_mean_log_probability(setting):
-    pools, victims = setting
-    copies, labels = attack.shifted(pools.victim.images, 1), pools.victim.labels
-    answers = torch.stack([victims.probabilities(c) for c in copies], 1)
-    assert answers.shape[1:] == (5, 120, 10)
-    rows = np.arange(120)
-    for victim, score in zip(answers, attack.score_set(answers, labels), strict=True):
-        plain = np.mean([np.log(a.numpy()[rows, labels]) for a in victim], axis=0)
-        assert np.allclose(score, plain, atol=1e-5)
-
-
 X, Y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
 
 
@@ -298,19 +348,26 @@ def label_zero(images):
     ("call", "message"),
     [
         (
-            lambda: attack.score_by_noise(label_zero, X[0], Y, sigma=1.0),
-            r"\(N, C, H, W\), not \(1, 4, 4\)",
+            lambda: attack.ask_copies(label_zero, X[None, 0], Y),
+            r"floats of shape \(N, C, H, W\), not torch.float32 of shape \(1, 4, 4\)",
         ),
         (
-            lambda: attack.score_by_noise(label_zero, X, Y[:2], sigma=1.0),
-            "3 records need as many labels",
+            lambda: attack.ask_copies(label_zero, X[None], Y[:2]),
+            r"3 records need as many whole labels, not torch.int64 of shape \(2,\)",
         ),
-        (lambda: attack.score_by_noise(label_zero, X * 255, Y, sigma=1.0), r"must lie in \[0, 1\]"),
+        (lambda: attack.ask_copies(label_zero, 255 * X[None], Y), r"records: .* in \[0, 1\]"),
+        (lambda: attack.ask_copies(label_zero, torch.nan * X[None], Y), r"lie in \[0, 1\]"),
+        (lambda: attack.ask_copies(label_zero, X[None, :0], Y[:0]), r"shape \(0, "),
+        (lambda: attack.ask_copies(label_zero, X[None].round().byte(), Y), "not torch.uint8"),
+        (lambda: attack.ask_copies(label_zero, X[None], Y.float()), "not torch.float32"),
         (
-            lambda: attack.score_by_noise(label_zero, X * torch.nan, Y, sigma=1.0),
-            r"must lie in \[0, 1\]",
+            lambda: attack.boundary_distances(label_zero, X, Y, 255 * X, num_steps=1),
+            r"start images: .* in \[0, 1\]",
         ),
-        (lambda: attack.score_by_noise(label_zero, X[:0], Y[:0], sigma=1.0), "not \\(0, "),
+        (
+            lambda: attack.boundary_distances(label_zero, X, Y, X[..., :3], num_steps=1),
+            r"the records' shape \(1, 4, 4\), not \(1, 4, 3\)",
+        ),
         (
             lambda: attack.boundary_distances(label_zero, X + 1, Y, X, num_steps=1),
             r"must lie in \[0, 1\]",

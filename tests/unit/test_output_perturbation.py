@@ -112,6 +112,17 @@ def test_memguard_moves_answers_that_are_certain_to_ten_digits():
     assert 0.3 < above < 0.7  # and which side it stays on says nothing
 
 
+def test_doubles_are_masked_as_floats_are():
+    p = (3 * torch.randn(50, 6, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    judge = masks.train_classifier(p, torch.arange(50) % 2 == 0, num_steps=5)
+    guard = masks.MemGuard(judge, budget=1.0, num_steps=40)
+    for mask in (lambda q: masks.temperature(q, 3.0), lambda q: masks.rounded(q, 1)):
+        assert torch.allclose(mask(p.double()), mask(p).double(), atol=1e-6)
+    noisy, chance = guard.plan(p.double())  # whose search may take another way in the last digits
+    assert noisy.dtype == torch.float64 and torch.equal(noisy.argmax(-1), p.argmax(-1))
+    assert (judge(noisy).abs() < judge(p).abs())[chance > 0].all() and (chance > 0).any()
+
+
 def test_memguard_without_a_budget_changes_nothing():
     p = torch.randn(20, 5).softmax(-1)
     assert torch.equal(masks.MemGuard(classifier, budget=0.0, num_steps=20)(p), p)

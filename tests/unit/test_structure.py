@@ -34,7 +34,7 @@ FIRST_EDITION = {
     "attacks/extraction_functionality": 400,
     "attacks/inversion_class": 300,
     "attacks/inversion_gradient": 492,
-    "attacks/membership_label_only": 370,
+    "attacks/membership_label_only": 288,
     "defenses/dp_gan": 480,
     "defenses/dp_sgd": 390,
     "defenses/encrypted_inference": 1250,

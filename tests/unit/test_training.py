@@ -450,6 +450,7 @@ def test_an_ensemble_answers_as_its_models_do(digits, build, monkeypatch):
         assert torch.allclose(model(images), logits[k], atol=1e-5)
         answer = ensemble.predict(k)(images)
         assert torch.allclose(answer, probabilities[k], atol=1e-5) and not answer.requires_grad
+        assert torch.equal(ensemble.predict(k)(images.double()), answer)
     assert not logits.requires_grad
 
 

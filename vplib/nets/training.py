@@ -134,12 +134,13 @@ class Ensemble:
         return self.logits(images).softmax(-1)
 
     def predict(self, k: int) -> Callable[[Tensor], Tensor]:
-        """The k-th model as a black box: a function from images to probabilities."""
+        """The k-th model as a black box: a function from images, of any float type, to answers."""
         model = self.model(k)
+        dtype = next(model.parameters()).dtype
 
         @torch.no_grad()
         def predict(images: Tensor) -> Tensor:
-            return torch.cat([model(part) for part in images.split(AT_ONCE)]).softmax(-1)
+            return torch.cat([model(part) for part in images.to(dtype).split(AT_ONCE)]).softmax(-1)
 
         return predict
 
@@ -219,15 +220,8 @@ def fit_many(
         )
     if form == "auto":
         form = "batched" if forward is not None and stacked.wins(template, images) else "loop"
-    settings = dict(
-        num_epochs=num_epochs,
-        lr=lr,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        optimizer=optimizer,
-        loss=loss,
-    )
+    settings = dict(num_epochs=num_epochs, lr=lr, batch_size=batch_size, momentum=momentum)
+    settings |= dict(weight_decay=weight_decay, optimizer=optimizer, loss=loss)
     seeds = [seeding.derive(seed, k) for k in range(len(subsets))]
     chunk = CHUNK.get(images.device.type, 16) if form == "batched" else 1
     common = _TRAINING_CODE, images.device.type, form, settings

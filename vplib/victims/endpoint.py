@@ -35,7 +35,8 @@ class Endpoint:
         """Wraps a model; nothing is asked yet.
 
         Args:
-            predict: from (N, C, H, W) images to (N, classes) probabilities.
+            predict: from (N, C, H, W) images to (N, classes) probabilities; where labels are
+                answered also to (N,) labels. A model of float64 weights gets float64 images.
             answers: "probabilities" or "labels".
             top_k: answer with the k largest probabilities and zeros elsewhere.
             decimals: answer with probabilities rounded to so many decimals, the label kept.
@@ -48,14 +49,13 @@ class Endpoint:
             raise ValueError(f"unknown answers {answers!r}; {experiment.nearest(answers, ANSWERS)}")
         if answers == "labels" and (top_k is not None or decimals is not None):
             raise ValueError("labels cannot be masked: drop top_k and decimals")
-        for name, value, least in (("top_k", top_k, 1), ("decimals", decimals, 0)):
+        limits = ("top_k", top_k, 1), ("decimals", decimals, 0), ("budget", budget, 0)
+        for name, value, least in limits:
             if value is not None and value < least:
                 raise ValueError(f"{name} must be {least} or more, not {value}")
-        if budget is not None and budget < 0:
-            raise ValueError(f"budget must be 0 or more, not {budget}")
         self.answers, self.budget, self.queries = answers, budget, 0
         self._predict, self._top_k, self._decimals = predict, top_k, decimals
-        self._lock = threading.Lock()
+        self._lock, self._taken = threading.Lock(), set()  # shapes of images it has answered for
 
     def __call__(self, images: Tensor) -> Tensor:
         """The answers to some images; each image is one query.
@@ -67,10 +67,17 @@ class Endpoint:
             (N, classes) probabilities, masked as the endpoint masks, or (N,) labels.
 
         Raises:
-            ValueError: the images are not as above; they cost nothing.
+            ValueError: the images are not as above, or the model fails on them and has answered
+                for none of their shape before. They cost nothing.
             BudgetSpent: they would exceed the budget: none is answered, none is counted.
+            TypeError: the model's answers are neither probabilities nor whole labels.
+            RuntimeError: the model failed on images of a shape that it takes.
         """
-        self._check(images)
+        if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
+            kind = f"{type(images).__name__} {getattr(images, 'dtype', '')}"
+            kind += f" of shape {tuple(getattr(images, 'shape', ()))}"
+            raise ValueError(f"images must be float32 of shape (N, C, H, W), not {kind}")
+        check_range(images)
         with self._lock:  # counted before it is answered, so that two callers cannot overdraw
             if self.budget is not None and self.queries + len(images) > self.budget:
                 raise BudgetSpent(
@@ -79,24 +86,34 @@ class Endpoint:
                 )
             self.queries += len(images)
         try:
-            found = self._predict(images).detach()
+            found = self._answer(images)
         except BaseException:
             with self._lock:
                 self.queries -= len(images)  # no answer, no charge
             raise
         if self.answers == "labels":
-            return found.argmax(-1)
+            return found if found.ndim == 1 else found.argmax(-1)
         if self._top_k is not None:
             found = top_k(found, self._top_k)
         return found if self._decimals is None else rounded(found, self._decimals)
 
-    def _check(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
-            kind = type(images).__name__
-            if isinstance(images, Tensor):
-                kind = f"{images.dtype} of shape {tuple(images.shape)}"
-            raise ValueError(f"images must be float32 of shape (N, C, H, W), not {kind}")
-        check_range(images)
+    def _answer(self, images: Tensor) -> Tensor:
+        shape = tuple(images.shape[1:])
+        try:
+            found = self._predict(images).detach()
+        except (ValueError, RuntimeError) as error:
+            if images.dtype == torch.float32 and "double" in str(error).lower():
+                return self._answer(images.double())  # so torch says that weights are float64
+            kind = RuntimeError if shape in self._taken else ValueError  # whose fault it is
+            asked = f"{str(images.dtype).removeprefix('torch.')} images of shape {shape}"
+            raise kind(f"the model cannot answer for {asked}") from error
+        dims = (1, 2) if self.answers == "labels" else (2,)
+        if found.ndim not in dims or len(found) != len(images):
+            raise TypeError(f"predict gives {tuple(found.shape)}, not (N, classes) probabilities")
+        if found.ndim == 1 and found.is_floating_point():
+            raise TypeError(f"labels must be whole numbers, not {found.dtype}")
+        self._taken.add(shape)
+        return found
 
 
 def keep_label(masked: Tensor, probabilities: Tensor) -> Tensor:

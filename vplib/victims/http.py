@@ -36,8 +36,7 @@ class ServiceError(RuntimeError):
 
 def can_serve() -> bool:
     """Whether `serve` has what it needs: Starlette 1.6 or later, and uvicorn."""
-    found = all(find_spec(name) for name in ("uvicorn", "starlette"))
-    return found and find_spec("starlette.middleware.body_limit") is not None
+    return all(map(find_spec, ("uvicorn", "starlette", "starlette.middleware.body_limit")))
 
 
 @contextmanager
@@ -45,8 +44,9 @@ def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
     """An endpoint behind HTTP while inside: for this machine only (127.0.0.1), in its own thread.
 
     POST /predict answers; GET / says what is answered and how many queries were counted. Refusals
-    have a status and one sentence: 400 no images in this form, 413 too long, 422 wrong images,
-    429 budget spent, 500 the model failed (which is not told).
+    have a status and one sentence: 400 no images in this form, 413 too long, 422 wrong images, of a
+    shape that the model does not take too, 429 budget spent, 500 the model failed. What the model
+    itself says of a failure is never told.
 
     Args:
         endpoint: what answers.
@@ -67,8 +67,7 @@ def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
     from starlette.routing import Route
 
     async def about(request):
-        told = ("answers", "queries", "budget")
-        return JSONResponse({name: getattr(endpoint, name) for name in told})
+        return JSONResponse({k: getattr(endpoint, k) for k in ("answers", "queries", "budget")})
 
     async def predict(request):
         body = await request.body()
@@ -80,19 +79,17 @@ def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
             answers = await run_in_threadpool(endpoint, images)
         except BudgetSpent as error:
             return PlainTextResponse(str(error), 429)
-        except ValueError as error:
+        except ValueError as error:  # never the model's own: the endpoint words them anew
             return PlainTextResponse(str(error), 422)
         except Exception:
-            why = "the model failed on these images; nothing was counted"
-            return PlainTextResponse(why, 500)
+            return PlainTextResponse("the model failed on these images; nothing was counted", 500)
         return Response(_packed("answers", answers), media_type=FORM)
 
     routes = [Route("/", about), Route("/predict", predict, methods=["POST"])]
     app = Starlette(routes=routes, max_body_size=MAX_BYTES)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=5)
-    )
+    quiet = dict(log_level="critical", access_log=False)
+    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=5, **quiet))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
@@ -105,7 +102,11 @@ def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
 
 
 class Client:
-    """A service over HTTP as the same callable: an attack on an `Endpoint` runs on it unchanged."""
+    """A service over HTTP as the same callable: an attack on an `Endpoint` runs on it unchanged.
+
+    It connects directly: a proxy that the environment names is for no address here. Its `reused`
+    counts the answers that came from the file.
+    """
 
     def __init__(self, url: str, save: str | Path | None = None):
         """Asks the service what it is, which costs no query.
@@ -121,8 +122,7 @@ class Client:
             ValueError: `save` is some other file.
         """
         self.url, self._host, self._save = url, url.removeprefix("http://").rstrip("/"), save
-        self._lock, self._paid = threading.Lock(), defaultdict(deque)
-        self.reused = 0  # answers that came from the file
+        self._lock, self._paid, self.reused = threading.Lock(), defaultdict(deque), 0
         _ = self.queries  # or nobody is there
         if save is not None:
             self._load()

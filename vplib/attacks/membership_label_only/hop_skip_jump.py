@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vplib.datasets.imageset import check_range
+
 PredictLabel = Callable[[Tensor], Tensor]
 MAX_TRIES = 100  # start images that a record may try
 CHUNK = 2**19  # pixels asked about at a time: what a processor's cache holds
+AT_ONCE = 2**22  # pixels of the records that walk together: bounds the memory
 
 
 class Boundary(NamedTuple):
@@ -41,7 +44,7 @@ class Starts(NamedTuple):
 
     Args:
         images: (N, C, H, W).
-        found: (N,) whether there is one.
+        found: (N,) whether it is one: the last that was tried stands where none was found.
         queries: (N,) how many were tried.
     """
 
@@ -64,24 +67,23 @@ def find_starts(
             used, only what the victim says about them.
         seed: of the orders.
     """
-    if candidates.ndim != 4 or not len(candidates):
-        raise ValueError(f"start images must be (M, C, H, W), not {tuple(candidates.shape)}")
+    check_images(candidates, "start images")
     rng = np.random.default_rng(seed)
     tries = min(MAX_TRIES, len(candidates))
-    order = rng.random((len(labels), len(candidates))).argsort(1)[:, :tries]
-    order = torch.from_numpy(order).to(candidates.device)
-    images = candidates[order[:, 0]].clone()
-    found = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    queries = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
-    for i in range(tries):
-        rows = (~found).nonzero().flatten()
-        if not len(rows):
+    orders = [rng.permutation(len(candidates))[:tries] for _ in labels]
+    order = torch.from_numpy(np.array(orders, np.int64).reshape(-1, tries)).to(candidates.device)
+    chosen, queries = order[:, 0].clone(), torch.zeros_like(order[:, 0])
+    missing = torch.arange(len(order), device=order.device)
+    for tried in order.T:
+        if not len(missing):
             break
-        asked = candidates[order[rows, i]]
-        other = predict_label(asked) != labels[rows]
-        images[rows[other]], found[rows[other]] = asked[other], True
-        queries[rows] += 1
-    return Starts(images, found, queries)
+        chosen[missing], queries[missing] = tried[missing], queries[missing] + 1
+        parts = missing.split(max(1, AT_ONCE // candidates[0].numel()))
+        same = [predict_label(candidates[tried[rows]]) == labels[rows] for rows in parts]
+        missing = missing[torch.cat(same)]
+    found = torch.ones(len(order), dtype=torch.bool, device=order.device)
+    found[missing] = False
+    return Starts(candidates[chosen], found, queries)
 
 
 def estimate_direction(
@@ -108,21 +110,14 @@ def estimate_direction(
         asked about are clipped to [0, 1]; the directions in the sum are not, so that all records
         share one matrix product.
     """
-    pixels = directions[0].numel()
-    some = max(1, CHUNK // (pixels * len(points)))
-    left = torch.cat(
-        [
-            _ask_around(predict_label, points, labels, part, radii)
-            for part in directions.split(some)
-        ],
-        dim=1,
-    )
+    room = CHUNK if points.device.type == "cpu" else AT_ONCE
+    parts = directions.split(max(1, room // points.numel()))
+    left = torch.cat([_ask_around(predict_label, points, labels, p, radii) for p in parts], 1)
     signs = 2 * left.to(points.dtype) - 1
     mean = signs.mean(1, keepdim=True)
     # Equal answers in all directions tell nothing apart: then their mean direction is taken.
     weights = torch.where(mean.abs() == 1, signs, signs - mean)
-    found = (weights @ directions.flatten(1)).view_as(points)
-    return _unit(found)
+    return _unit((weights @ directions.flatten(1)).view_as(points))
 
 
 def _ask_around(predict_label, points, labels, directions, radii) -> Tensor:
@@ -141,6 +136,7 @@ def hop_skip_jump(
     num_steps: int,
     num_directions: int = 20,
     tolerance: float = 0.01,
+    probe: float = 0.5,
     seed: int = 0,
 ) -> Boundary:
     """The boundary point nearest to each record by HopSkipJump, for all records at once (L2).
@@ -155,31 +151,41 @@ def hop_skip_jump(
             many.
         tolerance: a point lies at most this share of its distance beyond the boundary, on the
             line to its record.
+        probe: directions are asked about at the distance over the number d of pixels to this power.
+            The authors' code has 1, and a tolerance of d to the power of -1.5: so near to the
+            boundary a coarser one leaves all answers equal.
         seed: of the directions.
 
     Returns:
         Points, distances and queries; that images and starts are labelled so is not asked again.
 
     Source:
-        Chen, Jordan and Wainwright 2020, algorithm 2. Records share their random directions, and
-        a step that does not come nearer is not taken.
+        Chen, Jordan and Wainwright 2020, algorithm 2. Records share their random directions, a
+        step that does not come nearer is not taken, and by default it looks farther (see `probe`).
     """
-    check_records(images, labels)
+    labels = check_records(images, labels)
     if not 0 < tolerance < 1:
         raise ValueError(f"the tolerance must lie between 0 and 1, not {tolerance}")
+    some = max(1, AT_ONCE // images[0].numel())
+    parts = zip(*(v.split(some) for v in (images, labels, starts.to(images))), strict=True)
+    settings = num_steps, num_directions, tolerance, probe, seed
+    walks = zip(*(_walk(predict_label, *part, *settings) for part in parts), strict=True)
+    points, distances, queries = map(torch.cat, walks, (0, 1, 1))
+    return Boundary(points, distances[-1], queries[-1], distances, queries)
+
+
+def _walk(predict_label, images, labels, starts, num_steps, num_directions, tolerance, probe, seed):
+    """The walk of some records: their points, and distances and queries after each step."""
     generator = torch.Generator().manual_seed(seed)
     points, spent = _bisect(predict_label, images, labels, starts, tolerance)
     distances = _distance(points, images)
     queries = torch.full_like(labels, spent)
     trace = [(distances, queries)]
-    pixels = images[0].numel()
     for t in range(1, num_steps + 1):
         number = int(num_directions * t**0.5)
         directions = _unit(torch.randn((number, *images.shape[1:]), generator=generator))
-        radii = torch.full_like(distances, 0.1) if t == 1 else distances / pixels**0.5
-        toward = estimate_direction(
-            predict_label, points, labels, directions.to(images.device), radii
-        )
+        radii = distances / images[0].numel() ** probe if t > 1 else torch.full_like(distances, 0.1)
+        toward = estimate_direction(predict_label, points, labels, directions.to(images), radii)
         jumped, asked = _jump(predict_label, points, labels, toward, distances / t**0.5)
         nearer, spent = _bisect(predict_label, images, labels, jumped, tolerance)
         better = _distance(nearer, images) < distances
@@ -187,7 +193,7 @@ def hop_skip_jump(
         distances = _distance(points, images)
         queries = queries + number + asked + spent
         trace.append((distances, queries))
-    return Boundary(points, distances, queries, *map(torch.stack, zip(*trace, strict=True)))
+    return points, *map(torch.stack, zip(*trace, strict=True))
 
 
 def _bisect(predict_label, images, labels, outside, tolerance) -> tuple[Tensor, int]:
@@ -217,15 +223,21 @@ def _jump(predict_label, points, labels, toward, lengths) -> tuple[Tensor, Tenso
     return moved, queries
 
 
-def check_records(images: Tensor, labels: Tensor) -> None:
-    """Raises ValueError unless these are images (N, C, H, W) in [0, 1] with as many labels."""
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"records must be (N, C, H, W), not {tuple(images.shape)}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"{len(images)} records need as many labels, not {tuple(labels.shape)}")
-    low, high = images.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"records must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]")
+def check_records(images: Tensor, labels: Tensor) -> Tensor:
+    """Refuses what are no records with a class each; returns the classes as int64."""
+    check_images(images, "records")
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"{len(images)} records need as many whole labels, not {kind}")
+    return labels.long()  # queries are counted beside them, and 8 bits count to 255
+
+
+def check_images(images: Tensor, name: str) -> None:
+    """Raises ValueError unless these are (N, C, H, W), of a float type and in [0, 1]."""
+    if images.ndim != 4 or not len(images) or not images.is_floating_point():
+        kind = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"{name} must be floats of shape (N, C, H, W), not {kind}")
+    check_range(images, f"{name}: ")
 
 
 def _mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:

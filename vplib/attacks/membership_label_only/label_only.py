@@ -1,12 +1,12 @@
 """Membership inference from labels alone.
 
 Throughout, `predict_label` is the victim as a black box, from images (N, C, H, W) in [0, 1] to
-labels (N,): all that these attackers may ask. Whatever else they use (start images, shadows, a
-scale of noise) is their own. Scores are higher for members.
+labels (N,): all that these attackers may ask. Whatever else they use (start images, shadows) is
+their own. Scores are higher for members.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from vplib.attacks.membership_label_only.hop_skip_jump import (
     find_starts,
     hop_skip_jump,
 )
-from vplib.nets import training
 
 
 def shifted(images: Tensor, distance: int) -> Tensor:
@@ -107,40 +106,6 @@ def train_copies_attack(right: Tensor, members: Tensor) -> Callable[[Tensor], Te
     return lambda asked: torch.from_numpy(judge.decision_function(asked.cpu().numpy()))
 
 
-def score_by_noise(
-    predict_label: PredictLabel,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    sigma: float,
-    num_queries: int = 100,
-    seed: int = 0,
-) -> Tensor:
-    """The share of noisy copies that the victim labels right: a distance without a search.
-
-    Args:
-        predict_label: the victim.
-        images: (N, C, H, W) records to decide on, in [0, 1].
-        labels: (N,) their classes.
-        sigma: standard deviation of the noise; choose it on a shadow.
-        num_queries: noisy copies a record.
-        seed: of the noise.
-
-    Returns:
-        (N,) shares from 0 to 1.
-
-    Source:
-        Choquette-Choo et al. 2021, section 4.3 (random noise, for data without an attack).
-    """
-    check_records(images, labels)
-    generator = torch.Generator().manual_seed(seed)
-    right = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    for _ in range(num_queries):
-        noise = torch.randn(images.shape, generator=generator).to(images.device)
-        right += predict_label((images + sigma * noise).clamp(0, 1)) == labels
-    return right / num_queries
-
-
 def boundary_distances(
     predict_label: PredictLabel,
     images: Tensor,
@@ -167,68 +132,22 @@ def boundary_distances(
         Choquette-Choo et al. 2021, section 4.3; Li and Zhang, Membership leakage in label-only
         exposures, CCS 2021, section 4.2.
     """
-    check_records(images, labels)
+    labels = check_records(images, labels)
+    if candidates.shape[1:] != images.shape[1:]:
+        shapes = f"{tuple(images.shape[1:])}, not {tuple(candidates.shape[1:])}"
+        raise ValueError(f"start images must be of the records' shape {shapes}")
     queries = torch.ones_like(labels)
     right = (predict_label(images) == labels).nonzero().flatten()
-    starts = find_starts(predict_label, labels[right], candidates, seed=seed)
+    starts = find_starts(predict_label, labels[right], candidates.to(images), seed=seed)
     queries[right] += starts.queries
     distances = torch.zeros(len(images)).to(images)
     distances[right] = images[0].numel() ** 0.5
-    rows = right[starts.found]
-    if not len(rows):  # a victim with one answer for all
-        trace = (value.expand(num_steps + 1, -1).clone() for value in (distances, queries))
-        return Boundary(images.clone(), distances, queries, *trace)
-    found = hop_skip_jump(
-        predict_label, images[rows], labels[rows], starts.images[starts.found],
-        num_steps=num_steps, seed=seed, **settings,
-    )  # fmt: skip
-    points = images.clone()
-    points[rows] = found.points
-    trace_distances = distances.expand(len(found.trace_distances), -1).clone()
-    trace_queries = queries.expand(len(found.trace_queries), -1).clone()
-    trace_distances[:, rows] = found.trace_distances
-    trace_queries[:, rows] += found.trace_queries
-    last = trace_distances[-1], trace_queries[-1]
-    return Boundary(points, *last, trace_distances, trace_queries)
-
-
-def transfer_shadows(
-    victims: Sequence[PredictLabel], images: Tensor, build: training.Build, **settings
-) -> training.Ensemble:
-    """For each victim, a shadow trained on the attacker's images with that victim's labels.
-
-    Args:
-        victims: the victims; each is asked once about every image.
-        images: (M, C, H, W) of the attacker's own.
-        build: makes one untrained shadow.
-        **settings: of `training.fit_many`.
-
-    Returns:
-        One shadow a victim. Its loss on a record, with the record's true class, is the attack.
-
-    Source:
-        Li and Zhang 2021, section 4.1 (transfer attack).
-    """
-    relabelled = torch.cat([predict_label(images) for predict_label in victims])
-    rows = torch.arange(len(relabelled)).view(len(victims), -1)
-    pool = images.repeat(len(victims), 1, 1, 1)
-    return training.fit_many(build, pool, relabelled, rows, **settings)
-
-
-def score_set(answers: Tensor, labels: Tensor) -> Tensor:
-    """Minus the mean loss over a record's copies: the set-based attack, which needs probabilities.
-
-    Args:
-        answers: (..., A, N, classes) what one victim, or many, answered about A copies of the N
-            records: those that a victim trained with augmentation saw.
-        labels: (N,) classes of the records.
-
-    Returns:
-        (..., N) scores.
-
-    Source:
-        Yu et al., How does data augmentation affect privacy in machine learning?, AAAI 2021,
-        section 4 (mean query).
-    """
-    true = answers.gather(-1, labels.expand(answers.shape[:-1])[..., None]).squeeze(-1)
-    return true.clamp_min(1e-38).log().double().mean(-2)
+    points, rows = images.clone(), right[starts.found]
+    trace_distances, trace_queries = (v.repeat(num_steps + 1, 1) for v in (distances, queries))
+    if len(rows):  # else the victim has one answer for all
+        asked = images[rows], labels[rows], starts.images[starts.found]
+        settings |= dict(num_steps=num_steps, seed=seed)
+        found = hop_skip_jump(predict_label, *asked, **settings)
+        points[rows], trace_distances[:, rows] = found.points, found.trace_distances
+        trace_queries[:, rows] += found.trace_queries
+    return Boundary(points, trace_distances[-1], trace_queries[-1], trace_distances, trace_queries)

@@ -227,4 +227,4 @@ def _features(probabilities: Tensor) -> Tensor:
 
     A sum and no clamp keeps a slope, however small, for answers that are certain to nine digits.
     """
-    return (probabilities + 1e-9).log().sort(-1, descending=True).values
+    return (probabilities.float() + 1e-9).log().sort(-1, descending=True).values
