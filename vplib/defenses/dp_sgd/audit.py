@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from scipy.stats import binom
 from torch import Tensor
-from torch.func import stack_module_state
 
 from vplib import seeding
 from vplib.defenses.dp_sgd import examples, private_training
@@ -95,14 +94,14 @@ def correct_guesses(scores: Tensor, included: Tensor, num_guesses: int) -> int:
     return int(included[order[:half]].sum() + (~included[order[-half:]]).sum())
 
 
-def canary_rows(build: training.Build, image: Tensor, num: int, seed: int) -> tuple:
+def canary_rows(build: training.Build, num: int, seed: int, device) -> tuple:
     """Canaries in gradient space, each `SIZE` in one coordinate that no other one uses.
 
     Args:
         build: makes the untrained model, an MLP.
-        image: (...) one input.
         num: how many.
         seed: decides the coordinates.
+        device: of the result.
 
     Returns:
         Their gradients, as `stacked.examples` gives them but (num, ...); the parameter that they
@@ -111,25 +110,20 @@ def canary_rows(build: training.Build, image: Tensor, num: int, seed: int) -> tu
     Raises:
         ValueError: that layer has fewer weights.
     """
-    net = seeding.initialized(build, 0).to(image.device)
-    state = stacked.detached(stack_module_state([net])[0])
-    label = torch.zeros(1, 1, dtype=torch.int64, device=image.device)
-    found = examples.examples_of(net)(state, image[None, None], label)
-
-    def zeros(one):
-        if isinstance(one, tuple):
-            return tuple(map(zeros, one))
-        return one.new_zeros(num, *one.shape[2:])
-
-    rows = {name: zeros(one) for name, one in found.items()}
-    name = next(n for n, one in rows.items() if isinstance(one, tuple))
+    weights = dict(seeding.initialized(build, 0).named_parameters())
+    rows = {
+        name: tuple(torch.zeros(num, n, device=device) for n in value.shape)
+        for name, value in weights.items()
+    }
+    rows = {name: row if len(row) > 1 else row[0] for name, row in rows.items()}
+    name = next(iter(weights))
     slopes, inputs = rows[name]
     wide = inputs.shape[1]
     if num > slopes.shape[1] * wide:
         raise ValueError(f"{num} canaries but {slopes.shape[1] * wide} weights in layer {name}")
     rng = torch.Generator().manual_seed(seeding.derive(seed, "canaries"))
-    where = torch.randperm(slopes.shape[1] * wide, generator=rng)[:num].to(image.device)
-    every = torch.arange(num, device=image.device)
+    where = torch.randperm(slopes.shape[1] * wide, generator=rng)[:num].to(device)
+    every = torch.arange(num, device=device)
     slopes[every, where // wide], inputs[every, where % wide] = SIZE, 1.0
     return rows, name, where
 
@@ -165,7 +159,7 @@ def run_with_canaries(
         Nasr et al., Tight auditing of differentially private machine learning, USENIX Security
         2023 (canaries in gradient space); Steinke et al. 2023 (many in one run).
     """
-    rows, name, where = canary_rows(build, images[0], included.shape[1], seed)
+    rows, name, where = canary_rows(build, included.shape[1], seed, images.device)
     gradients = examples.examples_of(seeding.initialized(build, 0).to(images.device))
     released = []
 
@@ -197,6 +191,5 @@ def likelihood_ratio(released: Tensor, sample_rate: float, sigma: Tensor, clip: 
         (K, m) logarithms, 0 for as likely.
     """
     sigma, x = sigma[:, None, None], released / clip
-    return torch.log1p(sample_rate * torch.expm1(((2 * x - 1) / (2 * sigma**2)).clamp(max=80))).sum(
-        1
-    )
+    ratios = torch.expm1(((2 * x - 1) / (2 * sigma**2)).clamp(max=80))
+    return torch.log1p(sample_rate * ratios).sum(1)
