@@ -145,7 +145,7 @@ def run_with_canaries(
         build: makes the untrained model, an MLP.
         images: (N, ...) real records, in every run.
         labels: (N,) their classes.
-        included: (K, m) the canaries' coins in each of K runs, at most `training.CHUNK`.
+        included: (K, m) the canaries' coins in each of K runs.
         sample_rate: of Poisson sampling.
         clip: norm that the code claims to clip to.
         seed: decides the models, batches, noise, and the canaries' coordinates.
@@ -175,7 +175,9 @@ def run_with_canaries(
         sample_rate=sample_rate, clip=clip, seed=seed, watch=watch,
         canaries=private_training.Canaries(rows, included), **settings,
     )  # fmt: skip
-    return torch.stack(released, 1)
+    steps = settings["num_steps"]  # and then those of the next models
+    parts = [released[i : i + steps] for i in range(0, len(released), steps)]
+    return torch.cat([torch.stack(part, 1) for part in parts])
 
 
 def likelihood_ratio(released: Tensor, sample_rate: float, sigma: Tensor, clip: float) -> Tensor:

@@ -76,11 +76,7 @@ def clipped_sums(net: nn.Module) -> Callable:
         Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1.
     """
     gradients = examples.examples_of(net)
-
-    def sums(state, x, y, weights, clip):
-        return clipped_sum([gradients(state, x, y)], clip, weights)
-
-    return sums
+    return lambda state, x, y, weights, clip: clipped_sum([gradients(state, x, y)], clip, weights)
 
 
 def gaussian(one: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -198,11 +194,10 @@ def train_private(
         nets = [seeding.initialized(build, s).to(images.device) for s in seeds]
         state = stacked.detached(stack_module_state(nets)[0])
         update = stacked.updater(list(state.values()), optimizer, lr)
-        kinds = {"batches": "cpu", "noise": images.device}
-        draws, noise = (
-            [torch.Generator(d).manual_seed(seeding.derive(s, kind)) for s in seeds]
-            for kind, d in kinds.items()
-        )
+        draws = [torch.Generator().manual_seed(seeding.derive(s, "batches")) for s in seeds]
+        noise = [torch.Generator(images.device) for s in seeds]
+        for generator, s in zip(noise, seeds, strict=True):
+            generator.manual_seed(seeding.derive(s, "noise"))
         sample = _poisson if sampling == "poisson" else _reshuffled
         batches = sample(num_drawn, rates[some], num_steps, draws)
         expected = (rates[some] * num_records).to(images)
@@ -219,11 +214,9 @@ def train_private(
                     weights = torch.where(places < 0, weights, weights * held)
                 if sizes.any():
                     found = {
-                        name: one + gaussian(one, noise) * _wide(sizes[some], one)
-                        for name, one in found.items()
+                        n: g + gaussian(g, noise) * _wide(sizes[some], g) for n, g in found.items()
                     }
-                spread = sigmas[some, step].to(images)
-                total = release(found, weights, clips[some], spread, noise)
+                total = release(found, weights, clips[some], sigmas[some, step].to(images), noise)
                 if watch:
                     watch(state, total)
                 update([v / _wide(expected, v) for v in total.values()])
@@ -311,24 +304,23 @@ def _history(sigmas: Tensor, rate: float, per_epoch: int) -> list:
     if per_epoch:
         return [float(part.min()) for part in sigmas.split(per_epoch)]
     values, counts = sigmas.unique_consecutive(return_counts=True)
-    pairs = zip(values.tolist(), counts.tolist(), strict=True)
-    return [(value, rate, count) for value, count in pairs]
+    return [(s, rate, n) for s, n in zip(values.tolist(), counts.tolist(), strict=True)]
 
 
 def _check(sigmas, rates, clips, num_steps, lr, optimizer, sampling) -> None:
     for rate in rates.tolist():
         accounting.check_request(1.0, 1e-9, rate)
+    fine = num_steps >= 1 and 0 < lr < torch.inf
+    _require(fine, f"num_steps {num_steps} and lr {lr} must be positive")
     least, most = sigmas.min(), sigmas.max()
     _require(least >= 0 and most < torch.inf, f"sigma must be 0 or more, not {least}..{most}")
     _require((clips > 0).all(), f"the clip norm must be positive, not {clips.min()}")
     noised = clips.cpu()[(sigmas > 0).any(1)]
     infinite = "an infinite clip norm needs infinite noise: give a finite one, or sigma 0"
     _require(noised.isfinite().all(), infinite)
-    fine = num_steps >= 1 and 0 < lr < torch.inf
-    _require(fine, f"num_steps {num_steps} and lr {lr} must be positive")
     known = {"optimizer": ("sgd", "adam"), "sampling": ("poisson", "reshuffle")}
     for name, given in (("optimizer", optimizer), ("sampling", sampling)):
-        said = f"unknown {name} {given!r}; known: {', '.join(known[name])}"
-        _require(given in known[name], said)
+        hint = experiment.nearest(given, known[name])
+        _require(given in known[name], f"unknown {name} {given!r}; {hint}")
     alike = sampling == "poisson" or len(rates.unique()) == 1
     _require(alike, "reshuffled batches have one size: give one sample rate for all models")
