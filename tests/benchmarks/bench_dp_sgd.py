@@ -74,9 +74,8 @@ def compare(name: str, num_models: int, num_steps: int, rounds: int, network: st
     each = {side: s / (num_models if side == "vplib" else 1) for side, s in seconds.items()}
     peer = min(seconds for side, seconds in each.items() if side != "vplib")
     ratio, goal = peer / each["vplib"], GOALS[network]
-    print(
-        f"  {ratio:.1f}x the faster Opacus mode, goal {goal}x: {'met' if ratio >= goal else 'MISSED'}"
-    )
+    verdict = "met" if ratio >= goal else "MISSED"
+    print(f"  {ratio:.1f}x the faster Opacus mode; goal {goal}x: {verdict}")
     for side, model in found.items():
         accuracy = training.accuracy(model(pools.test.images), pools.test.labels).item()
         print(
