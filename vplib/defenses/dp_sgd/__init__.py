@@ -6,5 +6,5 @@ from vplib.defenses.dp_sgd.audit import (
     lower_bound,
     run_with_canaries,
 )
-from vplib.defenses.dp_sgd.bounds import moments_bound, strong_composition
+from vplib.defenses.dp_sgd.bounds import moments_bound, strong_composition, zcdp_reshuffled
 from vplib.defenses.dp_sgd.private_training import clipped_sums, train_private
