@@ -127,8 +127,8 @@ def trained(**changes):
     images, labels = batch(1, 40)
     settings = dict(sigma=0.0, sample_rate=0.5, num_steps=3, lr=0.1, seed=3) | changes
     subsets = settings.pop("subsets", torch.arange(40).expand(2, -1))
-    labels = settings.pop("labels", labels[0])
-    return dp_sgd.train_private(NETS["mlp"], images[0], labels, subsets, **settings)
+    images, labels = settings.pop("images", images[0]), settings.pop("labels", labels[0])
+    return dp_sgd.train_private(NETS["mlp"], images, labels, subsets, **settings)
 
 
 def test_one_full_batch_step_without_noise_is_the_mean_clipped_gradient():
@@ -271,6 +271,11 @@ def test_a_history_counts_the_epochs_that_the_batches_have(num, rate, steps):
         (dict(sigma=-1.0), "sigma must be 0 or more, not -1"),
         (dict(sigma=math.inf), "sigma must be 0 or more, not inf"),
         (dict(sigma=math.nan), "sigma must be 0 or more, not nan"),
+        (dict(perturb=-0.1), "perturb must be 0 or more, not -0.1"),
+        (dict(perturb=math.inf), "perturb must be 0 or more, not inf"),
+        (dict(perturb=torch.tensor([0.1, math.nan])), "perturb must be 0 or more, not nan"),
+        (dict(images=torch.rand(40, *SHAPE).double()), "images must be float32, not torch.float64"),
+        (dict(images=torch.ones(40, *SHAPE, dtype=torch.uint8)), "float32, not torch.uint8"),
         (dict(clip=math.nan), "clip norm must be positive"),
         (dict(clip=math.inf, sigma=1.0), "infinite clip norm needs infinite noise"),
         (dict(lr=math.inf), "must be positive"),
@@ -307,8 +312,19 @@ def test_batch_norm_is_refused_before_training():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(), nn.Linear(64, 64).requires_grad_(False)])
-def test_dropout_and_frozen_weights_are_refused(layer):
+class Scaled(nn.Linear):
+    """A layer with a buffer, which stacked weights would not hold."""
+
+    def __init__(self):
+        super().__init__(64, 64)
+        self.register_buffer("scale", torch.ones(64))
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(), nn.Linear(64, 64).requires_grad_(False), Scaled()])
+def test_dropout_buffers_and_frozen_weights_are_refused(layer):
     net = nn.Sequential(nn.Flatten(), layer, nn.Linear(64, CLASSES))
     with pytest.raises(ValueError, match="buffers, dropout or frozen weights cannot be stacked"):
         dp_sgd.check_trainable(net)

@@ -141,7 +141,7 @@ def train_private(
 
     Args:
         build: makes one untrained model, without batch norm.
-        images: (N, ...) inputs of the pool.
+        images: (N, ...) inputs of the pool, float32.
         labels: (N,) class indices, int64.
         subsets: (K, n) rows of the pool that each model sees, each row once.
         sigma: noise multiplier: a number, (K, 1) one a model, (num_steps,) a schedule, or both
@@ -183,7 +183,7 @@ def train_private(
         torch.as_tensor(v, dtype=torch.float32).broadcast_to(num_models).to(images.device)
         for v in (clip, perturb)
     )
-    _check(sigmas, rates, clips, num_steps, lr, optimizer, sampling)
+    _check(sigmas, rates, clips, sizes, num_steps, lr, optimizer, sampling)
     form = examples.per_example if sizes.any() else examples.examples_of
     gradients, states = form(template), []
     num_drawn = num_records + (canaries.included.shape[1] if canaries else 0)
@@ -252,6 +252,7 @@ def _require(fine, message: str) -> None:
 
 def _check_records(model, images, labels, subsets) -> None:
     """Refuses a pool that is none, and a record that a subset holds twice: it would weigh twice."""
+    _require(images.dtype == torch.float32, f"images must be float32, not {images.dtype}")
     for name, rows, shape in (("labels", labels, "(N)"), ("subsets", subsets, "(models, n)")):
         fine = rows.dtype == torch.int64 and rows.numel() and rows.ndim == len(shape.split())
         _require(fine, f"{name} must be int64 {shape}, not {rows.dtype} {tuple(rows.shape)}")
@@ -261,9 +262,8 @@ def _check_records(model, images, labels, subsets) -> None:
         low, high = rows.min(), rows.max()
         fine = low >= 0 and high < most[name]
         _require(fine, f"{name} must lie in 0..{most[name] - 1}, these lie in {low}..{high}")
-    twice = "a subset holds a row twice: that record would weigh twice its clip norm, and epsilon"
     alone = (subsets.sort(1).values.diff(dim=1) > 0).all()
-    _require(alone, f"{twice} would be too small; give each row once")
+    _require(alone, "a subset holds a row twice, which epsilon does not know: give each row once")
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
@@ -307,17 +307,17 @@ def _history(sigmas: Tensor, rate: float, per_epoch: int) -> list:
     return [(s, rate, n) for s, n in zip(values.tolist(), counts.tolist(), strict=True)]
 
 
-def _check(sigmas, rates, clips, num_steps, lr, optimizer, sampling) -> None:
+def _check(sigmas, rates, clips, sizes, num_steps, lr, optimizer, sampling) -> None:
     for rate in rates.tolist():
         accounting.check_request(1.0, 1e-9, rate)
     fine = num_steps >= 1 and 0 < lr < torch.inf
     _require(fine, f"num_steps {num_steps} and lr {lr} must be positive")
-    least, most = sigmas.min(), sigmas.max()
-    _require(least >= 0 and most < torch.inf, f"sigma must be 0 or more, not {least}..{most}")
+    for name, values in (("sigma", sigmas), ("perturb", sizes)):
+        fine = values.min() >= 0 and values.max() < torch.inf
+        _require(fine, f"{name} must be 0 or more, not {values.min()}..{values.max()}")
     _require((clips > 0).all(), f"the clip norm must be positive, not {clips.min()}")
     noised = clips.cpu()[(sigmas > 0).any(1)]
-    infinite = "an infinite clip norm needs infinite noise: give a finite one, or sigma 0"
-    _require(noised.isfinite().all(), infinite)
+    _require(noised.isfinite().all(), "an infinite clip norm needs infinite noise, or sigma 0")
     known = {"optimizer": ("sgd", "adam"), "sampling": ("poisson", "reshuffle")}
     for name, given in (("optimizer", optimizer), ("sampling", sampling)):
         hint = experiment.nearest(given, known[name])
