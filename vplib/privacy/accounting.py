@@ -9,7 +9,6 @@ record weighs at most the clip norm; a neighbour has one record more or less.
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,15 +99,16 @@ def epsilon(
         raise ValueError(f"unknown accountant {accountant!r}; {hint}")
     if any(sigma == 0 and steps for sigma, _, steps in history):
         return math.inf
-    if not sum(steps for *_, steps in history):
+    steps = sum(n for *_, n in history)
+    if not steps:
         return 0.0
     if callable(accountant):
         return accountant(history, delta)
     counted = create_accountant(accountant)
     counted.history = [tuple(phase) for phase in history if phase[2]]
-    with _quiet():
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):  # log 0 is meant
+        warnings.filterwarnings("ignore", message="Optimal order is the")  # it is a bound as well
         if accountant == "prv":
-            steps = sum(n for *_, n in history)
             mesh = 0.01 / math.sqrt(2 * steps * math.log(12e3 / delta))
             points = epsilon(history, delta / 4e3) / mesh  # the grid holds this loss and less
             if points > MAX_POINTS:
@@ -196,14 +196,6 @@ def check_request(
             f"sample rate {sample_rate} is no probability; it is batch size over training-set "
             "size, at most 1"
         )
-
-
-@contextmanager
-def _quiet():
-    """Without the accountants' warnings: a bound at the last order is a bound, log 0 is meant."""
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        yield
 
 
 def check_history(history: Sequence[Phase], delta: float) -> None:
