@@ -37,8 +37,8 @@ QUICK = {
     ),
     "defenses/dp_sgd": (
         dict(),
-        dict(num_steps=10, repeats=2, victims=4, shadows=8, attacked_steps=10)
-        | dict(audit_steps=10, canaries=200, audits=1),
+        dict(num_steps=10, repeats=2, victims=4, shadows=8, attack_steps=10, short_steps=5)
+        | dict(audit_steps=10, canaries=200, audits=1, chen_steps=10, yu_repeats=2),
     ),
     "images/adversarial_cloaking": (
         dict(NUM_STEPS=3),

@@ -41,7 +41,6 @@ FIRST_EDITION = (
     "attacks/inversion_class",
     "attacks/inversion_gradient",
     "defenses/dp_gan",
-    "defenses/dp_sgd",
     "defenses/encrypted_inference",
     "images/adversarial_cloaking",
 )

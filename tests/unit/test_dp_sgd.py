@@ -17,6 +17,20 @@ from vplib.defenses.dp_sgd import private_training as dp_sgd
 from vplib.privacy import accounting as dp_accounting
 
 SHAPE, CLASSES = (1, 8, 8), 4
+
+
+class Residual(nn.Module):
+    """No Sequential, and a ReLU that overwrites what the other branch has read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.last = nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 4)
+
+    def forward(self, x):
+        hidden = self.first(x.flatten(1))
+        return self.last(2 * hidden + self.relu(hidden))
+
+
 NETS = {
     "mlp": lambda: models.mlp(SHAPE, CLASSES, (9, 7)),
     "tanh": lambda: models.mlp(SHAPE, CLASSES, (9,), "tanh"),
@@ -33,6 +47,22 @@ NETS = {
     "groups": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, CLASSES)
     ),
+    "ghost conv": lambda: nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(16, 32, 3),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    ),
+    "relus in place": lambda: nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 9),
+        nn.GELU(),
+        nn.Linear(9, 7),
+        nn.ReLU(inplace=True),
+        nn.Linear(7, CLASSES),
+    ),
+    "residual": Residual,
     "group norm": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, CLASSES)
     ),
@@ -97,7 +127,8 @@ def trained(**changes):
     images, labels = batch(1, 40)
     settings = dict(sigma=0.0, sample_rate=0.5, num_steps=3, lr=0.1, seed=3) | changes
     subsets = settings.pop("subsets", torch.arange(40).expand(2, -1))
-    return dp_sgd.train_private(NETS["mlp"], images[0], labels[0], subsets, **settings)
+    images, labels = settings.pop("images", images[0]), settings.pop("labels", labels[0])
+    return dp_sgd.train_private(NETS["mlp"], images, labels, subsets, **settings)
 
 
 def test_one_full_batch_step_without_noise_is_the_mean_clipped_gradient():
@@ -109,6 +140,56 @@ def test_one_full_batch_step_without_noise_is_the_mean_clipped_gradient():
         after = found.models.model(k).parameters()
         for before, g, p in zip(net.parameters(), expected, after, strict=True):
             assert torch.allclose(p, before - 0.1 * g / 40, atol=1e-6)
+
+
+def test_an_infinite_clip_without_noise_is_plain_sgd():
+    found = trained(sample_rate=1.0, num_steps=1, clip=math.inf)
+    images, labels = batch(1, 40)
+    net = seeding.initialized(NETS["mlp"], seeding.derive(3, 0))
+    expected = torch.autograd.grad(F.cross_entropy(net(images[0]), labels[0]), net.parameters())
+    for before, g, p in zip(
+        net.parameters(), expected, found.models.model(0).parameters(), strict=True
+    ):
+        assert torch.allclose(p, before - 0.1 * g, atol=1e-6)
+
+
+def test_one_step_equals_opacus():
+    from opacus import PrivacyEngine
+
+    images, labels = batch(1, 40)
+    net = seeding.initialized(NETS["cnn"], seeding.derive(3, 0))
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images[0], labels[0]), batch_size=40
+    )
+    net, stepper, loader = PrivacyEngine().make_private(
+        module=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.1), data_loader=loader,
+        noise_multiplier=0.0, max_grad_norm=0.3, poisson_sampling=False,
+    )  # fmt: skip
+    for x, y in loader:
+        F.cross_entropy(net(x), y).backward()
+        stepper.step()
+    ours = dp_sgd.train_private(
+        NETS["cnn"], images[0], labels[0], torch.arange(40)[None], sigma=0.0, sample_rate=1.0,
+        num_steps=1, clip=0.3, lr=0.1, seed=3,
+    )  # fmt: skip
+    for p, peer in zip(ours.models.model(0).parameters(), net.parameters(), strict=True):
+        assert torch.allclose(p, peer, atol=1e-6)
+
+
+def test_noise_before_clipping_moves_the_mean_of_clipped_gradients_towards_the_mean():
+    """Much of it, and the expectation of a clipped gradient is along the gradient itself."""
+    found = {}
+    for perturb in (0.0, 0.02, 50.0):
+        steps = [
+            trained(sample_rate=1.0, num_steps=1, clip=0.1, perturb=perturb, seed=k, lr=1.0)
+            for k in range(2)
+        ]
+        found[perturb] = [s.models.state["1.weight"] for s in steps]
+    assert torch.allclose(found[0.0][0], found[0.02][0], atol=0.1 * 2)  # a step of the clip norm
+    assert not torch.equal(found[0.0][0], found[0.02][0])
+    start = seeding.initialized(NETS["mlp"], seeding.derive(0, 0))
+    moved = found[50.0][0][0] - start[1].weight
+    assert 0 < moved.norm() < 0.1 / 40**0.5 * 2  # 40 random directions of norm 0.1, averaged
 
 
 def test_the_noise_has_the_stated_standard_deviation():
@@ -187,11 +268,30 @@ def test_a_history_counts_the_epochs_that_the_batches_have(num, rate, steps):
     ("changes", "message"),
     [
         (dict(sample_rate=1.2), "sample rate 1.2 is no probability"),
-        (dict(sigma=-1.0), "sigma must not be negative"),
+        (dict(sigma=-1.0), "sigma must be 0 or more, not -1"),
+        (dict(sigma=math.inf), "sigma must be 0 or more, not inf"),
+        (dict(sigma=math.nan), "sigma must be 0 or more, not nan"),
+        (dict(perturb=-0.1), "perturb must be 0 or more, not -0.1"),
+        (dict(perturb=math.inf), "perturb must be 0 or more, not inf"),
+        (dict(perturb=torch.tensor([0.1, math.nan])), "perturb must be 0 or more, not nan"),
+        (dict(images=torch.rand(40, *SHAPE).double()), "images must be float32, not torch.float64"),
+        (dict(images=torch.ones(40, *SHAPE, dtype=torch.uint8)), "float32, not torch.uint8"),
+        (dict(clip=math.nan), "clip norm must be positive"),
+        (dict(clip=math.inf, sigma=1.0), "infinite clip norm needs infinite noise"),
+        (dict(lr=math.inf), "must be positive"),
+        (dict(optimizer="Adam"), "unknown optimizer 'Adam'; did you mean 'adam'"),
+        (dict(subsets=torch.tensor([[0, 0, 0, 1]])), "holds a row twice.*give each row once"),
+        (dict(subsets=torch.tensor([[0, 99]])), r"subsets must lie in 0\.\.39, .* in 0\.\.99"),
+        (dict(subsets=torch.tensor([[0, -1]])), r"subsets must lie in 0\.\.39, .* in -1\.\.0"),
+        (dict(subsets=torch.ones(1, 40, dtype=torch.bool)), "int64 .*, not torch.bool"),
+        (dict(subsets=torch.arange(40)), r"subsets must be int64 \(models, n\)"),
+        (dict(labels=torch.zeros(40, dtype=torch.int32)), "labels must be int64 .* torch.int32"),
+        (dict(labels=torch.full((40,), 4)), r"labels must lie in 0\.\.3, these lie in 4\.\.4"),
+        (dict(labels=torch.zeros(7, dtype=torch.int64)), r"subsets must lie in 0\.\.6"),
         (dict(clip=0.0), "clip norm must be positive"),
         (dict(num_steps=0), "must be positive"),
         (dict(lr=0.0), "must be positive"),
-        (dict(sampling="shuffle"), "known: poisson, reshuffle"),
+        (dict(sampling="shuffle"), "unknown sampling 'shuffle'; did you mean 'reshuffle'"),
         (
             dict(sampling="reshuffle", sample_rate=torch.tensor([0.1, 0.2])),
             "one sample rate for all",
@@ -205,18 +305,36 @@ def test_settings_that_cannot_be(changes, message):
 
 def test_batch_norm_is_refused_before_training():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 4))
-    with pytest.raises(ValueError, match="batch norm has no per-example gradient.*GroupNorm"):
+    with pytest.raises(ValueError, match="BatchNorm cannot support training"):
         dp_sgd.train_private(
             lambda: net, torch.rand(4, *SHAPE), torch.zeros(4, dtype=torch.int64),
             torch.arange(4)[None], sigma=1.0, sample_rate=0.5, num_steps=1,
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(), nn.Linear(64, 64).requires_grad_(False)])
-def test_dropout_and_frozen_weights_are_refused(layer):
+class Scaled(nn.Linear):
+    """A layer with a buffer, which stacked weights would not hold."""
+
+    def __init__(self):
+        super().__init__(64, 64)
+        self.register_buffer("scale", torch.ones(64))
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(), nn.Linear(64, 64).requires_grad_(False), Scaled()])
+def test_dropout_buffers_and_frozen_weights_are_refused(layer):
     net = nn.Sequential(nn.Flatten(), layer, nn.Linear(64, CLASSES))
     with pytest.raises(ValueError, match="buffers, dropout or frozen weights cannot be stacked"):
         dp_sgd.check_trainable(net)
+
+
+def test_a_record_given_twice_would_have_weighed_twice():
+    """Why repeated rows are refused: three copies move the sum by three clip norms."""
+    four = dp_accounting.epsilon([(1.0, 1.0, 1)], 1e-5)
+    assert four == pytest.approx(4.75, abs=0.02)
+    assert dp_accounting.epsilon([(1 / 3, 1.0, 1)], 1e-5) == pytest.approx(17.8, abs=0.1)
 
 
 def test_divergence_is_an_error():
@@ -289,19 +407,73 @@ def test_guesses_are_the_extremes():
             dp_audit.correct_guesses(scores, coins, wrong)
 
 
+CANARIES = dict(sample_rate=1.0, num_steps=3, lr=0.1, clip=2.0)
+
+
 def test_canaries_are_released_as_inserted():
     """Without noise and with each record in each batch, the clip norm appears in each step."""
     images, labels = batch(1, 6)
-    coins = torch.tensor([True, False] * 20)
-
-    def step(g, rng):
-        return (g * (2.0 / g.norm(dim=1, keepdim=True)).clamp(max=1)).sum(0)
-
+    coins = torch.tensor([[True, False] * 20, [False, True] * 20] * 9)  # more than train at once
     released = dp_audit.run_with_canaries(
-        step, NETS["mlp"], images[0], labels[0], coins, sample_rate=1.0, num_steps=3, lr=0.1,
-        clip=2.0,
-    )  # fmt: skip
-    assert torch.allclose(released, 2.0 * coins.float().expand(3, -1), atol=1e-4)
+        NETS["mlp"], images[0], labels[0], coins, sigma=0.0, **CANARIES
+    )
+    expected = 2.0 * coins.float()[:, None].expand(18, 3, 40)
+    assert torch.allclose(released, expected, atol=1e-4)
+
+
+def test_canaries_are_sampled_clipped_and_noised_as_records_are():
+    """Each appears in a share of the steps, at the clip norm, in noise of sigma * clip."""
+    images, labels = batch(1, 6)
+    coins = torch.ones(1, 400, dtype=torch.bool)
+    settings = CANARIES | dict(sample_rate=0.3, num_steps=60)
+    for sigma in (0.0, 0.5):
+        released = dp_audit.run_with_canaries(
+            NETS["mlp"], images[0], labels[0], coins, sigma=sigma, **settings
+        )
+        assert released.mean().item() == pytest.approx(0.3 * 2.0, abs=0.03)
+        spread = math.sqrt(0.3 * 0.7 * 4 + (sigma * 2.0) ** 2)
+        assert released.std().item() == pytest.approx(spread, abs=0.04)
+
+
+def test_canaries_leave_the_records_of_a_run_without_them_alone():
+    images, labels = batch(1, 6)
+    none = dp_audit.canary_rows(NETS["mlp"], 5, 0, "cpu")[0]
+    out = dp_sgd.Canaries(none, torch.zeros(1, 5, dtype=torch.bool))
+    runs = [
+        dp_sgd.train_private(
+            NETS["mlp"], images[0], labels[0], torch.arange(6)[None], sigma=0.0, sample_rate=1.0,
+            num_steps=2, canaries=canaries,
+        ).models.state
+        for canaries in (None, out)
+    ]  # fmt: skip
+    for a, b in zip(*(run.values() for run in runs), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_the_likelihood_ratio_by_hand():
+    """Two steps of one canary, sigma 2, clip 3: log of 1 - q + q exp((2 x - 1) / 8), x over 3."""
+    released = torch.tensor([[[3.0], [-6.0]]])
+    expected = sum(math.log(0.75 + 0.25 * math.exp((2 * x - 1) / 8)) for x in (1.0, -2.0))
+    found = dp_audit.likelihood_ratio(released, 0.25, torch.tensor([2.0]), 3.0)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["noise_scale", "clipped_sum", "gaussian"])
+def test_the_audit_runs_the_code_that_ships(name, monkeypatch):
+    """Whatever part of a step is broken, the canaries' releases change."""
+    images, labels = batch(1, 6)
+    coins = torch.ones(1, 20, dtype=torch.bool)
+    run = lambda: dp_audit.run_with_canaries(  # noqa: E731
+        NETS["mlp"], images[0], labels[0], coins, sigma=1.0, **CANARIES
+    )
+    before, shipped = run(), getattr(dp_sgd, name)
+
+    def broken(*given):
+        found = shipped(*given)
+        return ({k: 2 * v for k, v in found[0].items()}, found[1]) if name[0] == "c" else 2 * found
+
+    monkeypatch.setattr(dp_sgd, name, broken)
+    assert (run() - before).abs().mean() > 0.5
 
 
 def test_audit_errors():
@@ -309,9 +481,5 @@ def test_audit_errors():
         dp_audit.lower_bound(5, 4, 10, 1e-5)
     with pytest.raises(ValueError, match="delta must be a probability, not 1.0"):
         dp_audit.lower_bound(3, 4, 10, 1.0)
-    images, labels = batch(1, 6)
-    with pytest.raises(ValueError, match="9999 canaries but"):
-        dp_audit.run_with_canaries(
-            None, NETS["mlp"], images[0], labels[0], torch.ones(9999, dtype=torch.bool),
-            sample_rate=0.5, num_steps=1, lr=0.1, clip=1.0,
-        )  # fmt: skip
+    with pytest.raises(ValueError, match="9999 canaries but 576 weights in layer 1.weight"):
+        dp_audit.canary_rows(NETS["mlp"], 9999, 0, "cpu")

@@ -17,10 +17,6 @@ def unguarded(g, c):
     return (g * c / g.norm(dim=1, keepdim=True)).sum(0)
 
 
-def added_epsilons(sigma, epsilon, delta):
-    return int(epsilon // (1 / (2 * sigma**2) + 2 * math.sqrt(math.log(1 / delta) / 2) / sigma))
-
-
 WRONG = [
     ("clipped_sum", batch_clipped, "not each example's"),
     ("clipped_sum", lambda g, c: ex.solve_clipped_sum(g, c) / len(g), "that is the mean"),
@@ -33,10 +29,6 @@ WRONG = [
     ("noise_of_mean", lambda s, c, b: s / b, "multiple of the clip norm"),
     ("noise_of_mean", lambda s, c, b: s * c / b**0.5, "one noise vector"),
     ("noise_of_mean", lambda s, c, b: 0.1, "has standard deviation sigma * clip"),
-    ("epochs_allowed", added_epsilons, "you added up epsilons"),
-    ("epochs_allowed", lambda *a: ex.solve_epochs_allowed(*a) + 1, "one too many"),
-    ("epochs_allowed", lambda *a: ex.solve_epochs_allowed(*a) + 0.5, "round down"),
-    ("epochs_allowed", lambda *a: 3, "find the rho"),
     ("highest_tpr", lambda f, e, d: math.exp(e) * f + d, "a rate is at most 1"),
     ("highest_tpr", lambda f, e, d: min(math.exp(e) * f + d, 1), "to the complement"),
     ("highest_tpr", lambda f, e, d: math.exp(e) * f, "delta is missing"),
@@ -48,11 +40,3 @@ WRONG = [
 @pytest.mark.parametrize(("name", "attempt", "said"), WRONG)
 def test_a_mistake_is_named(name, attempt, said):
     assert said in getattr(ex, f"check_{name}")(attempt)
-
-
-def test_epochs_allowed_spend_no_more_than_the_budget():
-    for sigma, epsilon in ((8.0, 2.0), (3.0, 10.0)):
-        epochs = ex.solve_epochs_allowed(sigma, epsilon, 1e-5)
-        spent = [e / (2 * sigma**2) for e in (epochs, epochs + 1)]
-        found = [rho + 2 * math.sqrt(rho * math.log(1e5)) for rho in spent]
-        assert found[0] <= epsilon < found[1]

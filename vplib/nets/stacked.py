@@ -76,9 +76,11 @@ def _unfolded(layer, x, weight, bias):
 
 
 def _convolved_examples(layer, slope, x):
-    slope = slope.flatten(3)
-    weight = slope @ _patches(layer, x).transpose(2, 3)
-    return weight.unflatten(3, layer.weight.shape[1:]), slope.sum(3)
+    slope, patches = slope.flatten(3).mT, _patches(layer, x).mT  # each place is an outer product
+    shape, products = layer.weight.shape[1:], len(slope[0, 0]) * (slope.shape[3] + patches.shape[3])
+    if products < layer.weight.numel():
+        return (slope, patches.unflatten(3, shape)), slope.sum(2)
+    return (slope.mT @ patches).unflatten(3, shape), slope.sum(2)
 
 
 RULES = {
@@ -248,7 +250,8 @@ def examples(
 ) -> tuple[Examples, Tensor]:
     """Each example's gradient, in K known networks at once, and the networks' answers.
 
-    The gradient of a linear layer's weight is an outer product, and is left as its two vectors.
+    The gradient of a linear layer's weight is an outer product, and is left as its two vectors;
+    that of a convolution is a sum of one for each place, and is left so where that is cheaper.
 
     Args:
         net: one of the networks.
@@ -258,7 +261,8 @@ def examples(
 
     Returns:
         By parameter, in the order of the state, gradients in full (K, B, ...), or for weights of
-        linear layers slopes (K, B, out) and inputs (K, B, in); and the answers, (K, B, outputs).
+        linear layers slopes (K, B, out) and inputs (K, B, in), of convolutions (K, B, places, out)
+        and (K, B, places, in, height, width); and the answers, (K, B, outputs).
     """
     rules = [RULES[type(layer)] for layer in net]
     by_hand = all(rule.back for rule in rules)
@@ -305,8 +309,11 @@ def summed(found: Examples, weights: Tensor | None = None) -> State:
 
     def total(one):
         if isinstance(one, tuple):
-            slopes = one[0] if weights is None else one[0] * weights.unsqueeze(-1)
-            return slopes.transpose(1, 2) @ one[1]
+            slopes, inputs = one
+            if weights is not None:
+                slopes = slopes * weights.view(*weights.shape, *[1] * (slopes.ndim - 2))
+            rows = inputs.flatten(1, slopes.ndim - 2)  # a place is one more example
+            return (slopes.flatten(1, -2).mT @ rows.flatten(2)).unflatten(2, rows.shape[2:])
         if weights is None:
             return one.sum(1)
         return (weights.unsqueeze(1) @ one.flatten(2)).view(len(one), *one.shape[2:])
@@ -321,7 +328,7 @@ def clipped_sum(
     """The sum over a batch of gradients, each clipped to a norm over all parameters.
 
     No gradient of a linear layer is formed (ghost clipping): inner products of outer products are
-    products of inner products.
+    products of inner products. So are those of sums of them, place by place.
 
     Args:
         parts: what adds up to an example's gradient, as `examples` gives it: one part, or such as
@@ -341,13 +348,18 @@ def clipped_sum(
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).flatten(2).sum(-1)
 
+    def inner(a, b):
+        if type(a) is not tuple:
+            return dot(a, b)
+        if a[0].ndim == 3:
+            return dot(a[0], b[0]) * dot(a[1], b[1])
+        return dot(*(one.flatten(3) @ other.flatten(3).mT for one, other in zip(a, b, strict=True)))
+
     squares = torch.zeros_like(weights)
     for one, other in itertools.combinations_with_replacement(parts, 2):
         twice = 1 if one is other else 2
         for a, b in ((one[name], other[name]) for name in one):
-            squares += twice * (
-                dot(a[0], b[0]) * dot(a[1], b[1]) if type(a) is tuple else dot(a, b)
-            )
+            squares += twice * inner(a, b)
     norms = squares.clamp_min(0).sqrt()
     clip = torch.as_tensor(clip, dtype=norms.dtype, device=norms.device).view(-1, 1)
     weights = weights * (clip / norms.clamp_min(1e-12)).clamp_max(1)

@@ -9,13 +9,10 @@ record weighs at most the clip norm; a neighbour has one record more or less.
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from opacus.accountants import create_accountant
-from opacus.accountants.analysis import rdp as renyi
-from opacus.accountants.utils import get_noise_multiplier
 
 from vplib import experiment
 
@@ -24,6 +21,7 @@ ORDERS = [1.1, 1.2, 1.35, 1.5, 1.7, *(2 + x / 4 for x in range(4)), 3, 3.5, 4, 4
 ORDERS += [*range(5, 64), 80, 96, 128, 192, 256, 512]
 # Orders below 2 take most of the time, and are the best ones only where epsilon is large.
 WINDOWS = ORDERS[5:], ORDERS[3:6], ORDERS
+MAX_POINTS = 4e6  # of the PRV accountant's grid: some 10 seconds and half a gigabyte
 ADD_REMOVE = "one record more or less"
 ACCOUNTANTS = {"prv": "PRV (Opacus, upper bound)", "rdp": "RDP (Opacus)"}
 
@@ -88,7 +86,7 @@ def epsilon(
             bound: a function of a history with noise and steps, and delta.
 
     Raises:
-        ValueError: the accountant is unknown, or a number cannot be.
+        ValueError: the accountant is unknown, a number cannot be, or "prv" would take too long.
 
     Source:
         Gopi et al., Numerical composition of differential privacy, NeurIPS 2021 ("prv"); Mironov,
@@ -101,20 +99,29 @@ def epsilon(
         raise ValueError(f"unknown accountant {accountant!r}; {hint}")
     if any(sigma == 0 and steps for sigma, _, steps in history):
         return math.inf
-    if not sum(steps for *_, steps in history):
+    steps = sum(n for *_, n in history)
+    if not steps:
         return 0.0
     if callable(accountant):
         return accountant(history, delta)
     counted = create_accountant(accountant)
     counted.history = [tuple(phase) for phase in history if phase[2]]
-    with _quiet():
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):  # log 0 is meant
+        warnings.filterwarnings("ignore", message="Optimal order is the")  # it is a bound as well
         if accountant == "prv":
-            return float(counted.get_epsilon(delta=delta))
+            mesh = 0.01 / math.sqrt(2 * steps * math.log(12e3 / delta))
+            points = epsilon(history, delta / 4e3) / mesh  # the grid holds this loss and less
+            if points > MAX_POINTS:
+                raise ValueError(
+                    f"so little noise takes the PRV accountant a grid of {points:.0e} points, more "
+                    f"than {MAX_POINTS:.0e}; ask the RDP accountant, 'rdp'"
+                )
+            return max(0.0, float(counted.get_epsilon(delta=delta)))
         for orders in WINDOWS:
             found, best = counted.get_privacy_spent(delta=delta, alphas=orders)
             if best > orders[0]:  # a bound by fewer orders is one, and here it is the smallest
                 break
-        return float(found)
+        return max(0.0, float(found))  # the conversion goes below zero where delta does it all
 
 
 def sigma_for(
@@ -126,10 +133,10 @@ def sigma_for(
 ) -> float:
     """The smallest noise multiplier, to about 1 % of epsilon, that keeps a run within a budget.
 
-    By Opacus' RDP accountant.
+    By bisection on the RDP accountant.
 
     Args:
-        target: the epsilon allowed.
+        target: the epsilon allowed; infinity needs no noise.
         delta: of the guarantee.
         sample_rate: of Poisson sampling.
         num_steps: steps of the whole run.
@@ -141,19 +148,21 @@ def sigma_for(
     check_request(target, delta, sample_rate, num_records)
     if num_steps < 1:
         raise ValueError(f"a run needs at least one step, not {num_steps}")
-    settings = dict(target_epsilon=target, target_delta=delta, steps=num_steps)
-    settings |= dict(sample_rate=sample_rate, epsilon_tolerance=min(0.01, target / 100))
-    try:
-        with _quiet():
-            for orders in WINDOWS:
-                sigma = get_noise_multiplier(**settings, accountant="rdp", alphas=orders)
-                spent = renyi_divergence([(sigma, sample_rate, num_steps)], orders)
-                _, best = renyi.get_privacy_spent(orders=orders, rdp=spent, delta=delta)
-                if best > orders[0]:
-                    break
-            return sigma
-    except ValueError as error:
-        raise ValueError(f"no noise reaches epsilon {target} at delta {delta}: {error}") from None
+    if target == math.inf:
+        return 0.0
+
+    def spent(sigma):
+        return epsilon([(sigma, sample_rate, num_steps)], delta)
+
+    low, high, error = 0.0, 20.0, min(0.01, target / 100)
+    while spent(high) > target:
+        low, high = high, 2 * high
+        if high > 1e6:
+            raise ValueError(f"no noise up to 1e6 reaches epsilon {target} at delta {delta}")
+    while target - spent(high) > error and high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if spent(middle) < target else (middle, high)
+    return high
 
 
 def check_request(
@@ -187,27 +196,6 @@ def check_request(
             f"sample rate {sample_rate} is no probability; it is batch size over training-set "
             "size, at most 1"
         )
-
-
-@contextmanager
-def _quiet():
-    """Without the accountants' warnings: a bound at the last order is a bound, log 0 is meant."""
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        yield
-
-
-def renyi_divergence(history: Sequence[Phase], orders: Sequence[float]) -> np.ndarray:
-    """The Renyi divergence of a run at each order.
-
-    Args:
-        history: the run's phases.
-        orders: above 1.
-    """
-    return sum(
-        renyi.compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
-        for sigma, rate, steps in history
-    )
 
 
 def check_history(history: Sequence[Phase], delta: float) -> None:

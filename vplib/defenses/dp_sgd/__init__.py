@@ -1,8 +1,10 @@
 """Training with differential privacy, and its audit."""
 
-from vplib.defenses.dp_sgd.audit import correct_guesses, lower_bound, run_with_canaries
-from vplib.defenses.dp_sgd.bounds import ACCOUNTANTS, epsilon
-from vplib.defenses.dp_sgd.private_training import (
-    clipped_sums,
-    train_private,
+from vplib.defenses.dp_sgd.audit import (
+    correct_guesses,
+    likelihood_ratio,
+    lower_bound,
+    run_with_canaries,
 )
+from vplib.defenses.dp_sgd.bounds import moments_bound, strong_composition, zcdp_reshuffled
+from vplib.defenses.dp_sgd.private_training import clipped_sums, train_private

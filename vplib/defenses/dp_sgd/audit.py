@@ -5,7 +5,6 @@ the coins. More right guesses than an (epsilon, delta) mechanism allows refute i
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,10 +12,9 @@ from scipy.stats import binom
 from torch import Tensor
 
 from vplib import seeding
-from vplib.defenses.dp_sgd import examples
-from vplib.nets import training
+from vplib.defenses.dp_sgd import examples, private_training
+from vplib.nets import stacked, training
 
-Step = Callable[[Tensor, torch.Generator], Tensor]
 CONFIDENCE = 0.999  # that the true epsilon is no smaller than the bound
 SIZE = 1000.0  # norm of a canary's gradient before any clipping
 
@@ -96,75 +94,104 @@ def correct_guesses(scores: Tensor, included: Tensor, num_guesses: int) -> int:
     return int(included[order[:half]].sum() + (~included[order[-half:]]).sum())
 
 
+def canary_rows(build: training.Build, num: int, seed: int, device) -> tuple:
+    """Canaries in gradient space, each `SIZE` in one coordinate that no other one uses.
+
+    Args:
+        build: makes the untrained model, an MLP.
+        num: how many.
+        seed: decides the coordinates.
+        device: of the result.
+
+    Returns:
+        Their gradients, as `stacked.examples` gives them but (num, ...); the parameter that they
+        are about; and its coordinates (num,).
+
+    Raises:
+        ValueError: that layer has fewer weights.
+    """
+    weights = dict(seeding.initialized(build, 0).named_parameters())
+    rows = {
+        name: tuple(torch.zeros(num, n, device=device) for n in value.shape)
+        for name, value in weights.items()
+    }
+    rows = {name: row if len(row) > 1 else row[0] for name, row in rows.items()}
+    name = next(iter(weights))
+    slopes, inputs = rows[name]
+    wide = inputs.shape[1]
+    if num > slopes.shape[1] * wide:
+        raise ValueError(f"{num} canaries but {slopes.shape[1] * wide} weights in layer {name}")
+    rng = torch.Generator().manual_seed(seeding.derive(seed, "canaries"))
+    where = torch.randperm(slopes.shape[1] * wide, generator=rng)[:num].to(device)
+    every = torch.arange(num, device=device)
+    slopes[every, where // wide], inputs[every, where % wide] = SIZE, 1.0
+    return rows, name, where
+
+
 def run_with_canaries(
-    step: Step,
     build: training.Build,
     images: Tensor,
     labels: Tensor,
     included: Tensor,
     *,
     sample_rate: float,
-    num_steps: int,
-    lr: float,
     clip: float,
     seed: int = 0,
+    **settings,
 ) -> Tensor:
-    """One training run with canaries in gradient space, as its releases show it.
-
-    Canary i has a gradient of its own choice: `SIZE` in one coordinate that no other canary uses.
-    Records and included canaries are drawn alike, by Poisson sampling.
+    """Runs of `train_private` with canaries, as what they release shows them.
 
     Args:
-        step: the code under audit, from per-example gradients (B, D) and a generator to the noised
-            sum (D,).
-        build: makes the untrained model, of D parameters.
-        images: (N, ...) real records, always in.
+        build: makes the untrained model, an MLP.
+        images: (N, ...) real records, in every run.
         labels: (N,) their classes.
-        included: (m,) the canaries' coins.
+        included: (K, m) the canaries' coins in each of K runs.
         sample_rate: of Poisson sampling.
-        num_steps: steps.
-        lr: learning rate, for sums divided by the expected batch size.
-        clip: norm that the code claims to clip to; the auditor, who knows the records and every
-            iterate, subtracts what the records are expected to add.
-        seed: decides the model, batches, noise, and the canaries' coordinates.
+        clip: norm that the code claims to clip to.
+        seed: decides the models, batches, noise, and the canaries' coordinates.
+        settings: of `train_private`.
 
     Returns:
-        (num_steps, m) each canary's coordinate of each step's released sum, less the records'
-        expected share: an auditor who sees every iterate knows all of it, and one who sees the
-        final model its sum over steps.
-
-    Raises:
-        ValueError: there are more canaries than parameters.
+        (K, num_steps, m) each canary's coordinate of each step's released sum, less what the
+        records are expected to add: an auditor knows these, and sees every iterate.
 
     Source:
         Nasr et al., Tight auditing of differentially private machine learning, USENIX Security
         2023 (canaries in gradient space); Steinke et al. 2023 (many in one run).
     """
-    net = seeding.initialized(build, seed)
-    state = {name: value.detach() for name, value in net.named_parameters()}
-    num_parameters = sum(value.numel() for value in state.values())
-    if len(included) > num_parameters:
-        raise ValueError(f"{len(included)} canaries but {num_parameters} parameters: one each")
-    draws = torch.Generator().manual_seed(seeding.derive(seed, "audit"))
-    where = torch.randperm(num_parameters, generator=draws)[: len(included)]
-    held = where[included]
-    expected = sample_rate * (len(images) + len(held))
-    per_example = examples.per_example(net)
-    released = torch.empty(num_steps, len(included))
-    for t in range(num_steps):
-        one = {name: value[None] for name, value in state.items()}
-        found = per_example(one, images[None], labels[None])
-        records = torch.cat([g[0].flatten(1) for g in found.values()], 1)
-        weights = (clip / records.norm(dim=1)).clamp(max=1)
-        known = sample_rate * (weights @ records)
-        records = records[torch.rand(len(images), generator=draws) < sample_rate]
-        some = held[torch.rand(len(held), generator=draws) < sample_rate]
-        canaries = torch.zeros(len(some), num_parameters)
-        canaries[torch.arange(len(some)), some] = SIZE
-        gradients = torch.cat([records, canaries])
-        total = step(gradients, draws)
-        released[t] = (total - known)[where]
-        parts = (lr / expected * total).split([value.numel() for value in state.values()])
-        for value, part in zip(state.values(), parts, strict=True):
-            value -= part.view_as(value)
-    return released
+    rows, name, where = canary_rows(build, included.shape[1], seed, images.device)
+    gradients = examples.examples_of(seeding.initialized(build, 0).to(images.device))
+    released = []
+
+    def watch(state, total):
+        num = len(total[name])
+        found = gradients(state, images.expand(num, *images.shape), labels.expand(num, len(labels)))
+        ones = torch.ones(num, len(labels), device=images.device)
+        known, _ = stacked.clipped_sum([found], clip, ones)
+        released.append((total[name] - sample_rate * known[name]).flatten(1)[:, where])
+
+    private_training.train_private(
+        build, images, labels, torch.arange(len(images)).expand(len(included), -1),
+        sample_rate=sample_rate, clip=clip, seed=seed, watch=watch,
+        canaries=private_training.Canaries(rows, included), **settings,
+    )  # fmt: skip
+    steps = settings["num_steps"]  # and then those of the next models
+    parts = [released[i : i + steps] for i in range(0, len(released), steps)]
+    return torch.cat([torch.stack(part, 1) for part in parts])
+
+
+def likelihood_ratio(released: Tensor, sample_rate: float, sigma: Tensor, clip: float) -> Tensor:
+    """The best score of one canary: how much likelier its iterates are with it than without.
+
+    Args:
+        released: (K, num_steps, m) as `run_with_canaries` gives them.
+        sample_rate: of Poisson sampling.
+        sigma: (K,) noise multipliers that the code claims.
+        clip: norm that the code claims.
+
+    Returns:
+        (K, m) logarithms, 0 for as likely.
+    """
+    sigma, x = sigma[:, None, None], released / clip
+    ratios = torch.expm1(((2 * x - 1) / (2 * sigma**2)).clamp(max=80))
+    return torch.log1p(sample_rate * ratios).sum(1)

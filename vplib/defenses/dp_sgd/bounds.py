@@ -1,42 +1,19 @@
 """What a run spends by the bounds of the papers, which today's accountants replace.
 
 As in `accounting`, a history is a list of phases (sigma, sample_rate, num_steps), and batches are
-Poisson samples. Only `zcdp_reshuffled` is about another sampling and another neighbour.
+Poisson samples; `accounting.epsilon` takes these bounds as its accountant. Only `zcdp_reshuffled`
+is about another sampling and another neighbour.
 """
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from opacus.accountants.analysis import rdp
 
-from vplib import experiment
 from vplib.privacy import accounting
 
 BLANKED = "one record's gradient replaced by zero"
-ACCOUNTANTS = {
-    **accounting.ACCOUNTANTS,
-    "moments": "moments accountant, classic bound",
-    "strong": "strong composition of amplified steps",
-    "zcdp": "zCDP bound for sampled batches",
-}
-
-
-def epsilon(history: Sequence[accounting.Phase], delta: float, accountant: str) -> float:
-    """The epsilon that a run has spent, by an accountant of today or of the papers.
-
-    Args:
-        history: phases (sigma, sample_rate, num_steps); a sigma of 0 gives infinity.
-        delta: of the guarantee.
-        accountant: one of `ACCOUNTANTS`.
-
-    Raises:
-        ValueError: the accountant is unknown, or a number cannot be.
-    """
-    if accountant not in ACCOUNTANTS:
-        hint = experiment.nearest(accountant, ACCOUNTANTS)
-        raise ValueError(f"unknown accountant {accountant!r}; {hint}")
-    bounds = {"moments": moments_bound, "strong": strong_composition, "zcdp": zcdp_sampled}
-    return accounting.epsilon(history, delta, bounds.get(accountant, accountant))
 
 
 def moments_bound(history: Sequence[accounting.Phase], delta: float) -> float:
@@ -52,7 +29,10 @@ def moments_bound(history: Sequence[accounting.Phase], delta: float) -> float:
         exactly.
     """
     orders = [2, 3, 4, *(order for order in accounting.ORDERS if order >= 5)]
-    spent = accounting.renyi_divergence(history, orders)
+    spent = sum(
+        rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
+        for sigma, rate, steps in history
+    )
     return float(np.min(spent + np.log(1 / delta) / (np.array(orders) - 1)))
 
 
@@ -80,39 +60,6 @@ def strong_composition(history: Sequence[accounting.Phase], delta: float) -> flo
     return spread + steps * single * math.expm1(single)
 
 
-def zcdp_sampled(history: Sequence[accounting.Phase], delta: float) -> float:
-    """Yu's epsilon for randomly sampled batches: rho = q^2 / sigma^2 a step, up to an order.
-
-    The bound is that of Abadi's lemma 3 without its third-order remainder; orders end at
-    sigma^2 ln(1 / (q sigma)), which bends the conversion for small deltas.
-
-    Args:
-        history: phases of one sigma and rate.
-        delta: of the guarantee.
-
-    Raises:
-        ValueError: sigma is below 1 or the rate is not small against it, where the bound does not
-            hold; or phases differ.
-
-    Source:
-        Yu et al., Differentially private model publishing for deep learning, S&P 2019, section V,
-        and the authors' code.
-    """
-    if len({(sigma, rate) for sigma, rate, _ in history}) != 1:
-        raise ValueError("this bound is for equal steps: give phases of one sigma and sample rate")
-    sigma, rate, _ = history[0]
-    if sigma < 1 or rate >= 1 / (16 * sigma):
-        raise ValueError(
-            f"the bound needs sigma of at least 1 and a sample rate below 1 / (16 sigma), not "
-            f"sigma {sigma} and rate {rate}; use the RDP accountant"
-        )
-    rho = sum(steps for *_, steps in history) * rate**2 / sigma**2
-    highest = sigma**2 * math.log(1 / (rate * sigma))  # order - 1 of the moments that are bounded
-    if math.sqrt(math.log(1 / delta) / rho) > highest:
-        return rho * (highest + 1) + math.log(1 / delta) / highest
-    return zcdp_to_epsilon(rho, delta)
-
-
 def zcdp_reshuffled(sigmas: Sequence[float], delta: float) -> accounting.Statement:
     """Yu's guarantee where each epoch cuts a shuffled order into batches: no amplification at all.
 
@@ -131,14 +78,9 @@ def zcdp_reshuffled(sigmas: Sequence[float], delta: float) -> accounting.Stateme
     accounting.check_history([(sigma, 1, 1) for sigma in sigmas], delta)
     rho = sum(1 / (2 * sigma**2) if sigma else math.inf for sigma in sigmas)
     return accounting.Statement(
-        zcdp_to_epsilon(rho, delta),
+        rho + 2 * math.sqrt(rho * math.log(1 / delta)),  # Bun and Steinke, proposition 1.3
         delta,
         f"reshuffled batches, {len(sigmas)} epochs",
         "zCDP, parallel composition within an epoch",
         BLANKED,
     )
-
-
-def zcdp_to_epsilon(rho: float, delta: float) -> float:
-    """Rho-zCDP as an epsilon: rho + 2 sqrt(rho ln(1 / delta)) (Bun and Steinke 2016)."""
-    return rho + 2 * math.sqrt(rho * math.log(1 / delta))

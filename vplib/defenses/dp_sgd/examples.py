@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vmap
@@ -35,3 +36,21 @@ def examples_of(net: nn.Module) -> Callable[[stacked.State, Tensor, Tensor], sta
     return lambda state, x, y: stacked.examples(
         net, state, x, lambda z: stacked.entropy_slope(z, y)
     )[0]
+
+
+def replaced(found: stacked.Examples, rows: stacked.Examples, which: Tensor) -> stacked.Examples:
+    """Some examples' gradients replaced by given ones.
+
+    Args:
+        found: as `stacked.examples` gives them.
+        rows: the same for given examples, (m, ...).
+        which: (K, B) the row that replaces an example, or a negative number.
+    """
+
+    def put(one, row):
+        if isinstance(one, tuple):
+            return tuple(map(put, one, row))
+        given = (which >= 0).view(*which.shape, *[1] * (one.ndim - 2))
+        return torch.where(given, row[which.clamp_min(0)], one)
+
+    return {name: put(one, rows[name]) for name, one in found.items()}

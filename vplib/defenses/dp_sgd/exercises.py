@@ -54,33 +54,6 @@ def check_noise_of_mean(attempt) -> str | None:
     return judge(attempt(sigma, clip, size), sigma * clip / size, why, mistakes, hint)
 
 
-def solve_epochs_allowed(sigma, epsilon, delta):
-    """The largest number of epochs whose zCDP converts to at most epsilon."""
-    logarithm = math.log(1 / delta)
-    rho = (math.sqrt(logarithm + epsilon) - math.sqrt(logarithm)) ** 2
-    return math.floor(rho * 2 * sigma**2 + 1e-9)
-
-
-def check_epochs_allowed(attempt) -> str | None:
-    """Checks the number at two budgets."""
-    sigma, delta, budgets = 8.0, 1e-5, (2.0, 8.0)
-    right = [solve_epochs_allowed(sigma, epsilon, delta) for epsilon in budgets]
-    one_epoch = 1 / (2 * sigma**2) + 2 * math.sqrt(math.log(1 / delta) / (2 * sigma**2))
-    mistakes = {
-        "epochs come whole: round down, for the next one would overspend": (
-            lambda values: any(float(value) % 1 for value in values)
-        ),
-        "one too many: it spends more than the budget": [epochs + 1 for epochs in right],
-        "you added up epsilons; add up rho, and convert once at the end": (
-            [epsilon // one_epoch for epsilon in budgets]
-        ),
-    }
-    why = "rho adds up over epochs, epsilon does not"
-    hint = "find the rho whose epsilon is the budget, and divide it by the cost of an epoch"
-    values = [attempt(sigma, epsilon, delta) for epsilon in budgets]
-    return judge(values, right, why, mistakes, hint)
-
-
 def solve_highest_tpr(fpr, epsilon, delta):
     """The smaller of the two bounds that the definition gives, for a set and its complement."""
     return min(math.exp(epsilon) * fpr + delta, 1 - math.exp(-epsilon) * (1 - delta - fpr), 1.0)
