@@ -9,6 +9,7 @@ Whatever a method takes from the private images on its way to the generator pass
 nothing else may: a test replaces `release` by a constant and swaps a record.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -66,14 +67,11 @@ class Trained(NamedTuple):
 
     Args:
         generators: R generators.
-        critics: R discriminators; private where their gradients were noised.
-        trace: (T, R) mean score of real minus generated images, at T moments. It is computed from
-            the images without noise, for the reader of this notebook: it is not private.
+        critics: R discriminators, as private as the generators: their gradients were noised.
     """
 
     generators: Generators
     critics: Networks
-    trace: Tensor
 
 
 def release(values: Tensor, scale: Tensor, law: str = "normal") -> Tensor:
@@ -106,6 +104,7 @@ def train_dpgan(
     lr: float = 0.01,
     generator_lr: float = 0.02,
     hidden: Sequence[int] = (32,),
+    generator_hidden: Sequence[int] = (64,),
     subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
@@ -120,7 +119,8 @@ def train_dpgan(
         sample_rate: chance of each image to be in a step's batch.
         num_steps: steps of each discriminator; with sigma and rate it decides epsilon.
         critic_steps: discriminator steps for one step of the generator.
-        clip: largest norm of what one image adds to a gradient; `math.inf` for no clipping.
+        clip: largest norm of what one image adds to a gradient; `math.inf`, for no clipping, goes
+            with sigmas of 0 alone.
         pairing: "pairs" clips the gradient of a real image and a generated one of its class
             together (Xie); "halves" clips and noises the real half alone, and generated images
             have classes of their own (Torkzadehmahani).
@@ -128,8 +128,9 @@ def train_dpgan(
         weight_clip: discriminator's weights stay within plus or minus this; None: anywhere.
         lr: learning rate of the discriminator.
         generator_lr: learning rate of the generator.
-        hidden: widths of the discriminator's hidden layers; the generator has one of 64.
-        subsets: (R, n) rows that each run trains on; None: all images.
+        hidden: widths of the discriminator's hidden layers.
+        generator_hidden: of the generator's.
+        subsets: (R, n) rows that each run trains on, none twice in a run; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
 
@@ -143,20 +144,21 @@ def train_dpgan(
         Torkzadehmahani et al., DP-CGAN, CVPR workshops 2019; Bie et al., Private GANs, revisited,
         TMLR 2023, for `critic_steps`. Batches are Poisson, as the accountants assume.
     """
-    sigma, subsets = prepared(images, labels, num_classes, sigmas, num_steps, subsets)
+    sigma, subsets = prepared(
+        images, labels, num_classes, sigmas, subsets, num_steps=num_steps, critic_steps=critic_steps
+    )
     for name, given, known in (("pairing", pairing, PAIRINGS), ("loss", loss, LOSSES)):
         if given not in known:
             raise ValueError(f"unknown {name} {given!r}; {experiment.nearest(given, known)}")
-    if not 0 < sample_rate <= 1 or not clip > 0 or critic_steps < 1:
-        raise ValueError(
-            f"sample_rate {sample_rate} must lie in (0, 1], clip {clip} above 0 and critic_steps "
-            f"{critic_steps} at 1 or more"
-        )
-    runs, scale = len(sigma), torch.where(sigma > 0, sigma * clip, 0.0)
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"sample_rate must lie in (0, 1], not {sample_rate}")
+    runs, scale = len(sigma), noise_scale(sigma, clip)
     private = with_class(images.flatten(1), labels, num_classes)
-    expected, trace = sample_rate * subsets.shape[1], []
+    expected = sample_rate * subsets.shape[1]
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, improve = new_generators(images, num_classes, runs, generator_lr, loss)
+        generators, improve = new_generators(
+            images, num_classes, runs, generator_hidden, generator_lr, loss
+        )
         critics = net, state = new(private.shape[1], 1, hidden, runs, images.device)
         update = updater(state, lr, loss)
         for step in experiment.progress(range(num_steps), description):
@@ -167,25 +169,20 @@ def train_dpgan(
                 fakes = random_labels(num_classes, runs, max(1, round(expected)), images.device)
             with torch.no_grad():
                 fake = with_class(generators.draw(fakes), fakes, num_classes)
-            real, high = stacked.examples(net, state, private[rows], push(loss, True))
-            made, low = stacked.examples(net, state, fake, push(loss, False))
+            real, _ = stacked.examples(net, state, private[rows], push(loss, True))
+            made, _ = stacked.examples(net, state, fake, push(loss, False))
             if pairing == "pairs":
                 sums = release_all(stacked.clipped_sum([real, made], clip, taken)[0], scale)
             else:
-                drawn, _ = stacked.clipped_sum([made], clip, torch.ones_like(low[..., 0]))
+                drawn, _ = stacked.clipped_sum([made], clip, torch.ones_like(fake[..., 0]))
                 noised = release_all(stacked.clipped_sum([real], clip, taken)[0], scale)
                 sums = [a + b for a, b in zip(noised, drawn.values(), strict=True)]
             update([total / expected for total in sums])
             for weight in state.values() if weight_clip else ():
                 weight.data.clamp_(-weight_clip, weight_clip)
-            if step % max(1, num_steps // 50) == 0:
-                mean = (high[..., 0] * taken).sum(1) / taken.sum(1).clamp_min(1)
-                trace.append((mean - low[..., 0].mean(1)).cpu())
             if (step + 1) % critic_steps == 0:
                 step_generators(generators, improve, critics, GENERATED, loss)
-    return Trained(
-        finished(generators, generator_lr), (net, stacked.detached(state)), torch.stack(trace)
-    )
+    return Trained(finished(generators, generator_lr), (net, stacked.detached(state)))
 
 
 def push(loss: str, real: bool) -> Callable[[Tensor], Tensor]:
@@ -218,9 +215,16 @@ def new(inputs: int, outputs: int, hidden: Sequence[int], runs: int, device) -> 
     return nets[0], stack_module_state(nets)[0]
 
 
-def new_generators(images, num_classes: int, runs: int, lr: float, loss: str = "logistic"):
+def new_generators(
+    images: Tensor,
+    num_classes: int,
+    runs: int,
+    hidden: Sequence[int],
+    lr: float,
+    loss: str = "logistic",
+):
     """R fresh generators of such images, and what steps them."""
-    nets = new(NUM_LATENTS + num_classes, images[0].numel(), (64,), runs, images.device)
+    nets = new(NUM_LATENTS + num_classes, images[0].numel(), hidden, runs, images.device)
     return Generators(nets, tuple(images.shape[1:]), num_classes), updater(nets[1], lr, loss)
 
 
@@ -276,13 +280,33 @@ def finished(generators: Generators, lr: float) -> Generators:
     return generators._replace(nets=(net, stacked.detached(state)))
 
 
+def noise_scale(sigma: Tensor, clip: float) -> Tensor:
+    """(R,) standard deviations for noise multipliers; 0 where there is no noise.
+
+    Args:
+        sigma: (R,) noise multipliers.
+        clip: largest norm of what is noised.
+
+    Raises:
+        ValueError: the clip norm is not positive, or noise is asked for and it bounds nothing.
+    """
+    if not clip > 0:
+        raise ValueError(f"clip must be a norm above 0, not {clip}; math.inf for no clipping")
+    if math.isinf(clip) and (sigma > 0).any():
+        raise ValueError(
+            "clip inf bounds nothing, so no finite noise hides an image: give a finite clip, or "
+            "sigmas of 0"
+        )
+    return torch.where(sigma > 0, sigma * clip, 0.0)
+
+
 def prepared(
     images: Tensor,
     labels: Tensor,
     num_classes: int,
     sigmas: Sequence[float],
-    num_steps: int,
     subsets: Tensor | None,
+    **counts: int,
 ) -> tuple[Tensor, Tensor]:
     """What all trainings here take, checked: (R,) scales of noise, and (R, n) rows of each run.
 
@@ -291,24 +315,35 @@ def prepared(
         labels: (N,).
         num_classes: number of classes.
         sigmas: R scales.
-        num_steps: steps or rounds.
         subsets: (R, n) rows; None: all images for each run.
+        counts: of steps, teachers and the like, by name.
 
     Raises:
         ValueError: one of them cannot be.
     """
-    if images.ndim != 4 or len(images) != len(labels):
+    if images.ndim != 4 or len(images) != len(labels) or not images.is_floating_point():
         raise ValueError(
-            f"need (N, C, H, W) images with N labels, not {tuple(images.shape)} and {len(labels)}"
+            "need float (N, C, H, W) images in [0, 1] with N labels, not "
+            f"{images.dtype} {tuple(images.shape)} and {len(labels)}"
         )
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}")
-    if not len(sigmas) or not all(s >= 0 for s in sigmas):
-        raise ValueError(f"sigmas must be noise multipliers of 0 or more, not {list(sigmas)}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be 1 or more, not {num_steps}")
-    runs = len(sigmas)
-    rows = torch.arange(len(images)).expand(runs, -1) if subsets is None else subsets
-    if rows.ndim != 2 or len(rows) != runs or rows.dtype != torch.int64:
+    if labels.dtype != torch.int64 or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(f"labels must be int64 and lie in 0..{num_classes - 1}")
+    if not len(sigmas) or not all(0 <= s < math.inf for s in sigmas):
+        raise ValueError(f"sigmas must be finite scales of 0 or more, not {list(sigmas)}")
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be 1 or more, not {count}")
+    runs, num = len(sigmas), len(images)
+    rows = torch.arange(num).expand(runs, -1) if subsets is None else subsets
+    if rows.ndim != 2 or len(rows) != runs or rows.dtype != torch.int64 or not rows.numel():
         raise ValueError(f"subsets must be int64 rows, one line for each of {runs} runs")
-    return torch.as_tensor(sigmas, device=images.device), rows.to(images.device)
+    if int(rows.min()) < 0 or int(rows.max()) >= num:
+        raise ValueError(f"subsets must hold rows 0 to {num - 1} of the {num} images")
+    if (rows.sort(1).values.diff(dim=1) == 0).any():
+        raise ValueError(
+            "a line of subsets holds a row twice: that image would weigh twice what the noise "
+            "hides, and epsilon would be understated; give each row once"
+        )
+    return torch.as_tensor(sigmas, dtype=torch.float32, device=images.device), rows.to(
+        images.device
+    )
