@@ -40,7 +40,6 @@ FIRST_EDITION = (
     "attacks/inversion_class",
     "attacks/inversion_gradient",
     "attacks/membership_label_only",
-    "defenses/dp_gan",
     "defenses/dp_sgd",
     "defenses/encrypted_inference",
     "images/adversarial_cloaking",

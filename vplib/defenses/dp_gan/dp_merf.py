@@ -64,9 +64,9 @@ def train_dp_merf(
         Harder, Adamczewski and Park, DP-MERF, AISTATS 2021, equations 6 to 9. A neighbour has one
         image more or less, so the sensitivity is 1, not the paper's 2 of an image replaced.
     """
-    sigma, subsets = dpgan.prepared(
-        images, labels, num_classes, sigmas, subsets, num_steps=num_steps
-    )
+    count = dict(num_steps=num_steps)
+    sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, subsets, **count)
+    runs = len(sigma)
     # Not the private images' median distance, which would be a release of its own.
     length_scale = math.sqrt(images[0].numel()) / 4
     with seeding.seeded(seed), threads.one_thread(images):
@@ -75,12 +75,10 @@ def train_dp_merf(
         hot = dpgan.one_hot(labels, num_classes)
         sums = torch.stack([hot[rows].T @ features[rows] for rows in subsets])
         target = dpgan.release(sums, sigma) * num_classes / subsets.shape[1]
-        generators, improve = dpgan.new_generators(
-            images, num_classes, len(sigma), generator_hidden, LR
-        )
+        generators, improve = dpgan.fresh(images, num_classes, runs, generator_hidden, LR)
         weights = list(generators.nets[1].values())
         classes = torch.arange(num_classes, device=images.device)
-        wanted = classes.repeat_interleave(PER_CLASS).expand(len(sigma), -1)
+        wanted = classes.repeat_interleave(PER_CLASS).expand(runs, -1)
         for _ in experiment.progress(range(num_steps), description):
             made = random_features(generators.draw(wanted), frequencies)
             mean = made.unflatten(1, (num_classes, PER_CLASS)).mean(2)

@@ -46,6 +46,12 @@ class Generators(NamedTuple):
         latents = torch.randn(*labels.shape, NUM_LATENTS).to(labels.device)
         return stacked.forward(*self.nets, with_class(latents, labels, self.num_classes)).sigmoid()
 
+    def labelled(self, num: int) -> Tensor:
+        """(R, num, pixels + classes) images of classes drawn uniformly, with their class."""
+        weight = next(iter(self.nets[1].values()))
+        labels = random_labels(self.num_classes, len(weight), num, weight.device)
+        return with_class(self.draw(labels), labels, self.num_classes)
+
     @torch.no_grad()
     def sample(self, labels: Tensor, seed: int = 0) -> Tensor:
         """Images that each generator makes of these classes.
@@ -60,18 +66,6 @@ class Generators(NamedTuple):
         runs = len(next(iter(self.nets[1].values())))
         with seeding.seeded(seed):
             return self.draw(labels.expand(runs, -1)).unflatten(-1, self.shape)
-
-
-class Trained(NamedTuple):
-    """A training's result.
-
-    Args:
-        generators: R generators.
-        critics: R discriminators, as private as the generators: their gradients were noised.
-    """
-
-    generators: Generators
-    critics: Networks
 
 
 def release(values: Tensor, scale: Tensor, law: str = "normal") -> Tensor:
@@ -108,7 +102,7 @@ def train_dpgan(
     subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
-) -> Trained:
+) -> tuple[Generators, Networks]:
     """Generators trained against discriminators whose gradients are clipped, summed and noised.
 
     Args:
@@ -134,6 +128,9 @@ def train_dpgan(
         seed: of everything random.
         description: names the progress bar; empty for none.
 
+    Returns:
+        R generators, and R discriminators, which are as private: their gradients were noised.
+
     Raises:
         ValueError: a setting is unknown or out of range.
         FloatingPointError: weights are no longer finite.
@@ -144,45 +141,38 @@ def train_dpgan(
         Torkzadehmahani et al., DP-CGAN, CVPR workshops 2019; Bie et al., Private GANs, revisited,
         TMLR 2023, for `critic_steps`. Batches are Poisson, as the accountants assume.
     """
-    sigma, subsets = prepared(
-        images, labels, num_classes, sigmas, subsets, num_steps=num_steps, critic_steps=critic_steps
-    )
+    counts = dict(num_steps=num_steps, critic_steps=critic_steps)
+    sigma, subsets = prepared(images, labels, num_classes, sigmas, subsets, **counts)
     for name, given, known in (("pairing", pairing, PAIRINGS), ("loss", loss, LOSSES)):
-        if given not in known:
-            raise ValueError(f"unknown {name} {given!r}; {experiment.nearest(given, known)}")
-    if not 0 < sample_rate <= 1:
-        raise ValueError(f"sample_rate must lie in (0, 1], not {sample_rate}")
-    runs, scale = len(sigma), noise_scale(sigma, clip)
+        require(given in known, f"unknown {name} {given!r}; {experiment.nearest(given, known)}")
+    require(0 < sample_rate <= 1, f"sample_rate must lie in (0, 1], not {sample_rate}")
+    runs, scale, pairs = len(sigma), noise_scale(sigma, clip), pairing == "pairs"
     private = with_class(images.flatten(1), labels, num_classes)
     expected = sample_rate * subsets.shape[1]
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, improve = new_generators(
-            images, num_classes, runs, generator_hidden, generator_lr, loss
-        )
+        generators, improve = fresh(images, num_classes, runs, generator_hidden, generator_lr, loss)
         critics = net, state = new(private.shape[1], 1, hidden, runs, images.device)
         update = updater(state, lr, loss)
         for step in experiment.progress(range(num_steps), description):
             rows, taken = poisson_batches(subsets.shape[1], sample_rate, runs, images.device)
-            rows = subsets.gather(1, rows)
-            fakes = labels[rows] if pairing == "pairs" else None
-            if fakes is None:  # as many as expected, whatever the batch: no trace of the records
-                fakes = random_labels(num_classes, runs, max(1, round(expected)), images.device)
+            rows, num = subsets.gather(1, rows), max(1, round(expected))
+            # Halves: as many as expected, whatever the batch, so that no trace of it is in them.
+            fakes = labels[rows] if pairs else random_labels(num_classes, runs, num, images.device)
             with torch.no_grad():
                 fake = with_class(generators.draw(fakes), fakes, num_classes)
             real, _ = stacked.examples(net, state, private[rows], push(loss, True))
             made, _ = stacked.examples(net, state, fake, push(loss, False))
-            if pairing == "pairs":
-                sums = release_all(stacked.clipped_sum([real, made], clip, taken)[0], scale)
-            else:
-                drawn, _ = stacked.clipped_sum([made], clip, torch.ones_like(fake[..., 0]))
-                noised = release_all(stacked.clipped_sum([real], clip, taken)[0], scale)
-                sums = [a + b for a, b in zip(noised, drawn.values(), strict=True)]
-            update([total / expected for total in sums])
+            total, _ = stacked.clipped_sum([real, made] if pairs else [real], clip, taken)
+            sums = release_all(total, scale)
+            if not pairs:
+                total, _ = stacked.clipped_sum([made], clip, torch.ones_like(fake[..., 0]))
+                sums = [a + b for a, b in zip(sums, total.values(), strict=True)]
+            update([value / expected for value in sums])
             for weight in state.values() if weight_clip else ():
                 weight.data.clamp_(-weight_clip, weight_clip)
             if (step + 1) % critic_steps == 0:
                 step_generators(generators, improve, critics, GENERATED, loss)
-    return Trained(finished(generators, generator_lr), (net, stacked.detached(state)))
+    return finished(generators, generator_lr), (net, stacked.detached(state))
 
 
 def push(loss: str, real: bool) -> Callable[[Tensor], Tensor]:
@@ -215,15 +205,8 @@ def new(inputs: int, outputs: int, hidden: Sequence[int], runs: int, device) -> 
     return nets[0], stack_module_state(nets)[0]
 
 
-def new_generators(
-    images: Tensor,
-    num_classes: int,
-    runs: int,
-    hidden: Sequence[int],
-    lr: float,
-    loss: str = "logistic",
-):
-    """R fresh generators of such images, and what steps them."""
+def fresh(images, num_classes: int, runs: int, hidden, lr: float, loss: str = "logistic"):
+    """R new generators of such images, with hidden layers so wide, and what steps them."""
     nets = new(NUM_LATENTS + num_classes, images[0].numel(), hidden, runs, images.device)
     return Generators(nets, tuple(images.shape[1:]), num_classes), updater(nets[1], lr, loss)
 
@@ -239,9 +222,7 @@ def step_generators(
 ) -> None:
     """One step of all generators against their discriminators, on classes drawn uniformly."""
     (net, state), weights = critics, list(generators.nets[1].values())
-    labels = random_labels(generators.num_classes, len(weights[0]), batch_size, weights[0].device)
-    fake = with_class(generators.draw(labels), labels, generators.num_classes)
-    score = stacked.forward(net, stacked.detached(state), fake)
+    score = stacked.forward(net, stacked.detached(state), generators.labelled(batch_size))
     value = F.softplus(-score) if loss == "logistic" else -score
     improve(torch.autograd.grad(value.sum() / batch_size, weights))
 
@@ -280,6 +261,16 @@ def finished(generators: Generators, lr: float) -> Generators:
     return generators._replace(nets=(net, stacked.detached(state)))
 
 
+def require(fine: bool, message: str) -> None:
+    """Refuses what is not fine.
+
+    Raises:
+        ValueError: with this message.
+    """
+    if not fine:
+        raise ValueError(message)
+
+
 def noise_scale(sigma: Tensor, clip: float) -> Tensor:
     """(R,) standard deviations for noise multipliers; 0 where there is no noise.
 
@@ -290,23 +281,14 @@ def noise_scale(sigma: Tensor, clip: float) -> Tensor:
     Raises:
         ValueError: the clip norm is not positive, or noise is asked for and it bounds nothing.
     """
-    if not clip > 0:
-        raise ValueError(f"clip must be a norm above 0, not {clip}; math.inf for no clipping")
-    if math.isinf(clip) and (sigma > 0).any():
-        raise ValueError(
-            "clip inf bounds nothing, so no finite noise hides an image: give a finite clip, or "
-            "sigmas of 0"
-        )
+    require(clip > 0, f"clip must be a norm above 0, not {clip}; math.inf for no clipping")
+    hides = "clip inf bounds nothing, so no finite noise hides an image: give a finite clip, or "
+    require(clip < math.inf or not (sigma > 0).any(), hides + "sigmas of 0")
     return torch.where(sigma > 0, sigma * clip, 0.0)
 
 
 def prepared(
-    images: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    sigmas: Sequence[float],
-    subsets: Tensor | None,
-    **counts: int,
+    images: Tensor, labels: Tensor, num_classes: int, sigmas, subsets: Tensor | None, **counts: int
 ) -> tuple[Tensor, Tensor]:
     """What all trainings here take, checked: (R,) scales of noise, and (R, n) rows of each run.
 
@@ -321,29 +303,22 @@ def prepared(
     Raises:
         ValueError: one of them cannot be.
     """
-    if images.ndim != 4 or len(images) != len(labels) or not images.is_floating_point():
-        raise ValueError(
-            "need float (N, C, H, W) images in [0, 1] with N labels, not "
-            f"{images.dtype} {tuple(images.shape)} and {len(labels)}"
-        )
-    if labels.dtype != torch.int64 or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(f"labels must be int64 and lie in 0..{num_classes - 1}")
-    if not len(sigmas) or not all(0 <= s < math.inf for s in sigmas):
-        raise ValueError(f"sigmas must be finite scales of 0 or more, not {list(sigmas)}")
+    found = f"{images.dtype} {tuple(images.shape)} and {len(labels)}"
+    fine = images.ndim == 4 and len(images) == len(labels) and images.is_floating_point()
+    require(fine, f"need float (N, C, H, W) images in [0, 1] with N labels, not {found}")
+    fine = labels.dtype == torch.int64 and 0 <= labels.min() and labels.max() < num_classes
+    require(fine, f"labels must be int64 and lie in 0..{num_classes - 1}")
+    fine = len(sigmas) and all(0 <= s < math.inf for s in sigmas)
+    require(fine, f"sigmas must be finite scales of 0 or more, not {list(sigmas)}")
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be 1 or more, not {count}")
+        require(count >= 1, f"{name} must be 1 or more, not {count}")
     runs, num = len(sigmas), len(images)
     rows = torch.arange(num).expand(runs, -1) if subsets is None else subsets
-    if rows.ndim != 2 or len(rows) != runs or rows.dtype != torch.int64 or not rows.numel():
-        raise ValueError(f"subsets must be int64 rows, one line for each of {runs} runs")
-    if int(rows.min()) < 0 or int(rows.max()) >= num:
-        raise ValueError(f"subsets must hold rows 0 to {num - 1} of the {num} images")
-    if (rows.sort(1).values.diff(dim=1) == 0).any():
-        raise ValueError(
-            "a line of subsets holds a row twice: that image would weigh twice what the noise "
-            "hides, and epsilon would be understated; give each row once"
-        )
-    return torch.as_tensor(sigmas, dtype=torch.float32, device=images.device), rows.to(
-        images.device
-    )
+    fine = rows.ndim == 2 and len(rows) == runs and rows.dtype == torch.int64 and rows.numel()
+    require(fine, f"subsets must be int64 rows, one line for each of {runs} runs")
+    fine = rows.min() >= 0 and rows.max() < num
+    require(fine, f"subsets must hold rows 0 to {num - 1} of the {num} images")
+    twice = "a line of subsets holds a row twice: that image would weigh twice what the noise hides"
+    fine = (rows.sort(1).values.diff(dim=1) > 0).all()
+    require(fine, f"{twice}, and epsilon would be understated; give each row once")
+    return torch.as_tensor(sigmas, dtype=torch.float32).to(images.device), rows.to(images.device)

@@ -47,8 +47,7 @@ def one_of_many_epsilon(sigma: float, num_parts: int, num_releases: int, delta: 
         the integral; Balle et al., AISTATS 2020, for the conversion, as Opacus has it.
     """
     check_release(sigma, num_releases, delta)
-    if num_parts < 1:
-        raise ValueError(f"num_parts must be 1 or more, not {num_parts}")
+    dpgan.require(num_parts >= 1, f"num_parts must be 1 or more, not {num_parts}")
     if not num_releases or not sigma:
         return math.inf if num_releases else 0.0
     # As far as the divergence of the highest order gathers its mass.
@@ -70,11 +69,9 @@ def one_of_many_epsilon(sigma: float, num_parts: int, num_releases: int, delta: 
 
 def check_release(scale: float, num_releases: int, delta: float) -> None:
     """Refuses noise, a number of releases or a delta that cannot be."""
-    if not 0 <= scale < math.inf or num_releases < 0 or not 0 < delta < 1:
-        raise ValueError(
-            "need noise of 0 or more, 0 or more releases and a delta between 0 and 1, not "
-            f"{scale}, {num_releases} and {delta}"
-        )
+    wanted = "need noise of 0 or more, 0 or more releases and a delta between 0 and 1"
+    fine = 0 <= scale < math.inf and num_releases >= 0 and 0 < delta < 1
+    dpgan.require(fine, f"{wanted}, not {scale}, {num_releases} and {delta}")
 
 
 def epsilon_of(orders: np.ndarray, spent: np.ndarray, delta: float) -> float:
@@ -105,10 +102,8 @@ def least(spent: Callable[[float], float], target: float) -> float:
         ValueError: noise from 0.01 to 100,000 does not reach it.
     """
     low, high = math.log(1e-2), math.log(1e5)
-    if not 0 < target or not spent(math.exp(high)) <= target <= spent(math.exp(low)):
-        raise ValueError(
-            f"no noise from 0.01 to 100,000 gives epsilon {target}: ask for a positive, finite one"
-        )
+    fine = 0 < target and spent(math.exp(high)) <= target <= spent(math.exp(low))
+    dpgan.require(fine, f"no noise from 0.01 to 1e5 gives epsilon {target}: ask for 0.1 to 100")
     return math.exp(brentq(lambda x: spent(math.exp(x)) - target, low, high, xtol=1e-3)) * 1.001
 
 
@@ -157,16 +152,13 @@ def train_gs_wgan(
         whole batch to one discriminator and accounts for it as if each image had drawn its own;
         here each image does.
     """
-    counts = dict(num_steps=num_steps, num_discriminators=num_discriminators)
-    counts |= dict(critic_batch=critic_batch)
+    counts = dict(num_steps=num_steps, num_discriminators=num_discriminators, batch=critic_batch)
     sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, subsets, **counts)
     scale = dpgan.noise_scale(sigma, 2 * clip)
     runs, device = len(sigma), images.device
     private = dpgan.with_class(images.flatten(1), labels, num_classes)
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, improve = dpgan.new_generators(
-            images, num_classes, runs, generator_hidden, GENERATOR_LR
-        )
+        generators, improve = dpgan.fresh(images, num_classes, runs, generator_hidden, GENERATOR_LR)
         weights = list(generators.nets[1].values())
         critics = dpgan.new(private.shape[1], 1, hidden, runs * num_discriminators, device)
         update = dpgan.updater(critics[1], LR)
@@ -179,8 +171,7 @@ def train_gs_wgan(
             fake = generators.draw(classes)
             chosen = torch.randint(num_discriminators, classes.shape).to(device)
             slope = upstream(critics, fake.detach(), classes, num_classes, chosen, clip)
-            noised = dpgan.release(slope, scale)
-            improve(torch.autograd.grad(fake, weights, noised / BATCH))
+            improve(torch.autograd.grad(fake, weights, dpgan.release(slope, scale) / BATCH))
     return dpgan.finished(generators, GENERATOR_LR)
 
 
@@ -231,8 +222,8 @@ def step_critics(critics: Networks, update: Callable, generators: Generators, re
     mix = torch.rand(*real.shape[:2], 1).to(real)
     between = (mix * real + (1 - mix) * fake).requires_grad_()
     gap = stacked.forward(*critics, fake).mean(1) - stacked.forward(*critics, real).mean(1)
-    score = stacked.forward(*critics, between)
-    (slope,) = torch.autograd.grad(score.sum(), between, create_graph=True)
+    score = stacked.forward(*critics, between).sum()
+    (slope,) = torch.autograd.grad(score, between, create_graph=True)
     steep = ((slope[..., :pixels].norm(dim=-1) - 1) ** 2).mean(1)
     loss = ((gap.squeeze(-1) + PENALTY * steep) * present.flatten()).sum()
     update(torch.autograd.grad(loss, list(critics[1].values())))

@@ -100,30 +100,25 @@ def train_pate_gan(
         Jordon, Yoon and van der Schaar, PATE-GAN, ICLR 2019, algorithm 1. Noise on one of the two
         counts, of which the other follows.
     """
-    scale, subsets = dpgan.prepared(
-        images, labels, num_classes, scales, subsets,
-        num_teachers=num_teachers, num_rounds=num_rounds,
-    )  # fmt: skip
+    counts = dict(num_teachers=num_teachers, num_rounds=num_rounds)
+    scale, subsets = dpgan.prepared(images, labels, num_classes, scales, subsets, **counts)
     runs, device = len(scale), images.device
     private = dpgan.with_class(images.flatten(1), labels, num_classes)
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, improve = dpgan.new_generators(
-            images, num_classes, runs, generator_hidden, GENERATOR_LR
-        )
+        generators, improve = dpgan.fresh(images, num_classes, runs, generator_hidden, GENERATOR_LR)
         teachers = dpgan.new(private.shape[1], 1, hidden, runs * num_teachers, device)
         student = dpgan.new(private.shape[1], 1, hidden, runs, device)
         teach, learn = (dpgan.updater(nets[1], LR) for nets in (teachers, student))
         rows, sizes = gs_wgan.partition(subsets, num_teachers)
-        asked = private.new_zeros(runs, 0, private.shape[1])
-        said, trace = private.new_zeros(runs, 0), []
+        asked, said, trace = private[:0].expand(runs, 0, -1), private.new_zeros(runs, 0), []
         for _ in experiment.progress(range(num_rounds), description):
             real = private[gs_wgan.draw_own(rows, sizes, BATCH)].flatten(0, 1)
-            fake = _some(generators, runs, num_teachers * BATCH).view_as(real)
+            fake = generators.labelled(num_teachers * BATCH).detach().view_as(real)
             seen = (sizes > 0).view(-1, 1).expand(-1, BATCH).float()
             truth = torch.cat([seen, torch.zeros_like(seen)], 1)
             weight = torch.cat([seen, torch.ones_like(seen)], 1)
             _step(teachers, teach, torch.cat([real, fake], 1), truth, weight)
-            new = _some(generators, runs, VOTES)
+            new = generators.labelled(VOTES).detach()
             with torch.no_grad():
                 score = stacked.forward(*teachers, new.repeat_interleave(num_teachers, 0))
             count = (score[..., 0] > 0).view(runs, num_teachers, -1).float().sum(1)
@@ -138,14 +133,6 @@ def train_pate_gan(
             for _ in range(GENERATOR_STEPS):
                 dpgan.step_generators(generators, improve, student, BATCH, "logistic")
     return dpgan.finished(generators, GENERATOR_LR), torch.stack(trace)
-
-
-@torch.no_grad()
-def _some(generators: Generators, runs: int, num: int) -> Tensor:
-    """(R, num, pixels + classes) generated images of uniform classes, with their class."""
-    device = generators.nets[1]["1.weight"].device
-    classes = dpgan.random_labels(generators.num_classes, runs, num, device)
-    return dpgan.with_class(generators.draw(classes), classes, generators.num_classes)
 
 
 def _step(nets: Networks, update: Callable, x: Tensor, truth: Tensor, weight=1.0) -> None:
