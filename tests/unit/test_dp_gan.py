@@ -237,7 +237,9 @@ def test_a_row_given_twice_would_understate_epsilon_and_is_refused(method):
         (dict(subsets=torch.empty(2, 0, dtype=torch.int64)), "one line for each of 2 runs"),
         (dict(labels=torch.zeros(N, dtype=torch.uint8)), "labels must be int64"),
         (dict(labels=torch.full((N,), -1)), "lie in 0..2"),
-        (dict(images=torch.ones(N, *SHAPE, dtype=torch.uint8)), "need float .N, C, H, W. images"),
+        (dict(images=torch.ones(N, *SHAPE, dtype=torch.uint8)), "need float32 .N, C, H, W. images"),
+        (dict(images=torch.ones(N, *SHAPE).double()), "not torch.float64 .30, 1, 4, 4. and 30"),
+        (dict(images=torch.ones(N, *SHAPE).half()), "not torch.float16 .30, 1, 4, 4. and 30"),
     ],
 )
 def test_records_that_cannot_be_are_refused_by_every_method(method, change, message):
@@ -374,7 +376,10 @@ def test_equal_seeds_train_equal_generators():
         (dict(sigmas=[]), "scales of 0 or more"),
         (dict(num_steps=0), "num_steps must be 1 or more"),
         (dict(num_classes=2), "labels must be int64 and lie in 0..1"),
-        (dict(images=torch.rand(N, 16)), "need float .N, C, H, W. images"),
+        (dict(images=torch.rand(N, 16)), "need float32 .N, C, H, W. images"),
+        (dict(weight_clip=0.0), "weight_clip must be above 0, not 0.0; math.inf for no box"),
+        (dict(weight_clip=-0.1), "weight_clip must be above 0, not -0.1"),
+        (dict(weight_clip=math.nan), "weight_clip must be above 0, not nan"),
         (dict(subsets=torch.arange(4)), "subsets must be int64 rows"),
     ],
 )
@@ -391,6 +396,8 @@ def test_methods_with_parts_need_one():
         few("GS-WGAN", *records(), num_discriminators=0)
     with pytest.raises(ValueError, match="num_teachers must be 1 or more, not 0"):
         few("PATE-GAN", *records(), num_teachers=0)
+    with pytest.raises(ValueError, match="warm_up must be 0 or more, not -1"):
+        few("GS-WGAN", *records(), warm_up=-1)
 
 
 def test_divergence_is_said():

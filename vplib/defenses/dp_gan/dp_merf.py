@@ -47,7 +47,7 @@ def train_dp_merf(
     """Generators whose mean features match the noised ones of the private images, class by class.
 
     Args:
-        images: (N, C, H, W) private images in [0, 1].
+        images: (N, C, H, W) float32 private images in [0, 1].
         labels: (N,) their classes.
         num_classes: number of classes; their frequencies are taken as uniform.
         sigmas: R noise multipliers, of one release: the sums change by at most 1 with one image.
@@ -66,7 +66,6 @@ def train_dp_merf(
     """
     count = dict(num_steps=num_steps)
     sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, subsets, **count)
-    runs = len(sigma)
     # Not the private images' median distance, which would be a release of its own.
     length_scale = math.sqrt(images[0].numel()) / 4
     with seeding.seeded(seed), threads.one_thread(images):
@@ -75,10 +74,10 @@ def train_dp_merf(
         hot = dpgan.one_hot(labels, num_classes)
         sums = torch.stack([hot[rows].T @ features[rows] for rows in subsets])
         target = dpgan.release(sums, sigma) * num_classes / subsets.shape[1]
-        generators, improve = dpgan.fresh(images, num_classes, runs, generator_hidden, LR)
+        generators, improve = dpgan.fresh(images, num_classes, len(sigma), generator_hidden, LR)
         weights = list(generators.nets[1].values())
         classes = torch.arange(num_classes, device=images.device)
-        wanted = classes.repeat_interleave(PER_CLASS).expand(runs, -1)
+        wanted = classes.repeat_interleave(PER_CLASS).expand(len(sigma), -1)
         for _ in experiment.progress(range(num_steps), description):
             made = random_features(generators.draw(wanted), frequencies)
             mean = made.unflatten(1, (num_classes, PER_CLASS)).mean(2)

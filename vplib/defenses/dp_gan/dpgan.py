@@ -94,7 +94,7 @@ def train_dpgan(
     clip: float = 1.0,
     pairing: str = "halves",
     loss: str = "logistic",
-    weight_clip: float | None = None,
+    weight_clip: float = math.inf,
     lr: float = 0.01,
     generator_lr: float = 0.02,
     hidden: Sequence[int] = (32,),
@@ -106,7 +106,7 @@ def train_dpgan(
     """Generators trained against discriminators whose gradients are clipped, summed and noised.
 
     Args:
-        images: (N, C, H, W) private images in [0, 1].
+        images: (N, C, H, W) float32 private images in [0, 1].
         labels: (N,) their classes, private too; class frequencies are taken as uniform.
         num_classes: number of classes.
         sigmas: R noise multipliers, one a run; 0 trains without privacy.
@@ -119,7 +119,7 @@ def train_dpgan(
             together (Xie); "halves" clips and noises the real half alone, and generated images
             have classes of their own (Torkzadehmahani).
         loss: "wasserstein" (RMSProp) or "logistic", non-saturating (Adam).
-        weight_clip: discriminator's weights stay within plus or minus this; None: anywhere.
+        weight_clip: discriminator's weights stay within plus or minus this; `math.inf`: anywhere.
         lr: learning rate of the discriminator.
         generator_lr: learning rate of the generator.
         hidden: widths of the discriminator's hidden layers.
@@ -146,6 +146,7 @@ def train_dpgan(
     for name, given, known in (("pairing", pairing, PAIRINGS), ("loss", loss, LOSSES)):
         require(given in known, f"unknown {name} {given!r}; {experiment.nearest(given, known)}")
     require(0 < sample_rate <= 1, f"sample_rate must lie in (0, 1], not {sample_rate}")
+    require(weight_clip > 0, f"weight_clip must be above 0, not {weight_clip}; math.inf for no box")
     runs, scale, pairs = len(sigma), noise_scale(sigma, clip), pairing == "pairs"
     private = with_class(images.flatten(1), labels, num_classes)
     expected = sample_rate * subsets.shape[1]
@@ -168,7 +169,7 @@ def train_dpgan(
                 total, _ = stacked.clipped_sum([made], clip, torch.ones_like(fake[..., 0]))
                 sums = [a + b for a, b in zip(sums, total.values(), strict=True)]
             update([value / expected for value in sums])
-            for weight in state.values() if weight_clip else ():
+            for weight in state.values() if weight_clip < math.inf else ():
                 weight.data.clamp_(-weight_clip, weight_clip)
             if (step + 1) % critic_steps == 0:
                 step_generators(generators, improve, critics, GENERATED, loss)
@@ -293,7 +294,7 @@ def prepared(
     """What all trainings here take, checked: (R,) scales of noise, and (R, n) rows of each run.
 
     Args:
-        images: (N, C, H, W).
+        images: (N, C, H, W), float32 as the networks are.
         labels: (N,).
         num_classes: number of classes.
         sigmas: R scales.
@@ -304,8 +305,8 @@ def prepared(
         ValueError: one of them cannot be.
     """
     found = f"{images.dtype} {tuple(images.shape)} and {len(labels)}"
-    fine = images.ndim == 4 and len(images) == len(labels) and images.is_floating_point()
-    require(fine, f"need float (N, C, H, W) images in [0, 1] with N labels, not {found}")
+    fine = images.ndim == 4 and len(images) == len(labels) and images.dtype == torch.float32
+    require(fine, f"need float32 (N, C, H, W) images in [0, 1] with N labels, not {found}")
     fine = labels.dtype == torch.int64 and 0 <= labels.min() and labels.max() < num_classes
     require(fine, f"labels must be int64 and lie in 0..{num_classes - 1}")
     fine = len(sigmas) and all(0 <= s < math.inf for s in sigmas)

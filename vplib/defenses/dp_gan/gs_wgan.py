@@ -127,7 +127,7 @@ def train_gs_wgan(
     """Generators that receive nothing but the noised gradients of their own images.
 
     Args:
-        images: (N, C, H, W) private images in [0, 1].
+        images: (N, C, H, W) float32 private images in [0, 1].
         labels: (N,) their classes.
         num_classes: number of classes; generated ones are drawn uniformly.
         sigmas: R noise multipliers: the noise's standard deviation is 2 * clip * sigma, as two
@@ -154,8 +154,8 @@ def train_gs_wgan(
     """
     counts = dict(num_steps=num_steps, num_discriminators=num_discriminators, batch=critic_batch)
     sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, subsets, **counts)
-    scale = dpgan.noise_scale(sigma, 2 * clip)
-    runs, device = len(sigma), images.device
+    dpgan.require(warm_up >= 0, f"warm_up must be 0 or more, not {warm_up}")
+    scale, runs, device = dpgan.noise_scale(sigma, 2 * clip), len(sigma), images.device
     private = dpgan.with_class(images.flatten(1), labels, num_classes)
     with seeding.seeded(seed), threads.one_thread(images):
         generators, improve = dpgan.fresh(images, num_classes, runs, generator_hidden, GENERATOR_LR)

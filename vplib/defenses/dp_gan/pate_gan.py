@@ -77,7 +77,7 @@ def train_pate_gan(
     """Generators trained against a student that has seen generated images and noisy votes only.
 
     Args:
-        images: (N, C, H, W) private images in [0, 1].
+        images: (N, C, H, W) float32 private images in [0, 1].
         labels: (N,) their classes.
         num_classes: number of classes; generated ones are drawn uniformly.
         scales: R scales of Laplace's noise on the number of teachers that say "real".
