@@ -40,7 +40,6 @@ FIRST_EDITION = (
     "attacks/extraction_functionality",
     "attacks/inversion_class",
     "attacks/inversion_gradient",
-    "defenses/dp_gan",
     "defenses/encrypted_inference",
     "images/adversarial_cloaking",
 )

@@ -15,6 +15,7 @@ from vplib.nets import stacked
 from vplib.privacy import accounting as dp_accounting
 
 SHAPE, CLASSES, N = (1, 4, 4), 3, 30
+GS = dict(num_discriminators=3, warm_up=40, critic_batch=8)
 
 
 def records(swap=None):
@@ -31,26 +32,26 @@ def records(swap=None):
 
 def dpgan(pairing, loss="logistic", **settings):
     def train(images, labels, noise):
-        made = dp_gan.train_dpgan(
+        generators, critics = dp_gan.train_dpgan(
             images, labels, CLASSES, [noise] * 2, sample_rate=0.9, num_steps=6, critic_steps=2,
             pairing=pairing, loss=loss, hidden=(5,), **settings,
         )  # fmt: skip
-        return made.generators.nets[1] | {f"critic {k}": v for k, v in made.critics[1].items()}
+        return generators.nets[1] | {f"critic {k}": v for k, v in critics[1].items()}
 
     return train
 
 
 def gs(images, labels, noise):
     return gs_wgan.train_gs_wgan(
-        images, labels, CLASSES, [noise] * 2, num_discriminators=3, num_steps=4, hidden=(5,)
+        images, labels, CLASSES, [noise] * 2, num_steps=4, hidden=(5,), **GS
     ).nets[1]
 
 
 def pate(images, labels, noise):
-    made = pate_gan.train_pate_gan(
+    made, _ = pate_gan.train_pate_gan(
         images, labels, CLASSES, [noise] * 2, num_teachers=3, num_rounds=40, hidden=(5,)
     )
-    return made.generators.nets[1] | {f"student {k}": v for k, v in made.critics[1].items()}
+    return made.nets[1]
 
 
 def merf(images, labels, noise):
@@ -197,25 +198,70 @@ def test_each_record_is_in_exactly_one_part():
             assert not own or set(drawn[run, k].tolist()) <= own
 
 
-def test_runs_see_their_own_rows_only():
+def few(method, images, labels, **settings):
+    """The generators of a short training by any method."""
+    given = dict(images=images, labels=labels, num_classes=CLASSES)
+    train, own = {
+        "DPGAN": (dp_gan.train_dpgan, dict(sample_rate=0.9, num_steps=4, critic_steps=2)),
+        "GS-WGAN": (gs_wgan.train_gs_wgan, dict(num_steps=2, **GS)),
+        "PATE-GAN": (pate_gan.train_pate_gan, dict(num_teachers=2, num_rounds=2)),
+        "DP-MERF": (dp_merf.train_dp_merf, dict(num_steps=3)),
+    }[method]
+    noise = "scales" if method == "PATE-GAN" else "sigmas"
+    made = train(**given | own | {noise: [0.0, 0.0]} | settings)
+    return made if method in ("GS-WGAN", "DP-MERF") else made[0]
+
+
+TRAINED = ("DPGAN", "GS-WGAN", "PATE-GAN", "DP-MERF")
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_runs_see_their_own_rows_only(method):
     subsets = torch.stack([torch.arange(5), torch.arange(10, 15)])  # record 7 is in none
-    for train in (
-        lambda x, y: (
-            dp_gan.train_dpgan(
-                x, y, CLASSES, [0, 0], sample_rate=0.9, num_steps=4, critic_steps=2, subsets=subsets
-            ).generators
-        ),
-        lambda x, y: dp_merf.train_dp_merf(x, y, CLASSES, [0, 0], num_steps=3, subsets=subsets),
-        lambda x, y: gs_wgan.train_gs_wgan(
-            x, y, CLASSES, [0, 0], num_discriminators=2, num_steps=2, subsets=subsets
-        ),
-        lambda x, y: (
-            pate_gan.train_pate_gan(
-                x, y, CLASSES, [0, 0], num_teachers=2, num_rounds=2, subsets=subsets
-            ).generators
-        ),
-    ):
-        assert equal(*(train(*r).nets[1] for r in (records(), records("image"))))
+    made = [few(method, *r, subsets=subsets).nets[1] for r in (records(), records("image"))]
+    assert equal(*made)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_row_given_twice_would_understate_epsilon_and_is_refused(method):
+    with pytest.raises(ValueError, match="holds a row twice.*give each row once"):
+        few(method, *records(), subsets=torch.tensor([[0, 0, 0, 1], [0, 1, 2, 3]]))
+
+
+@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(subsets=torch.tensor([[0, N], [0, 1]])), "rows 0 to 29 of the 30 images"),
+        (dict(subsets=torch.tensor([[0, -1], [0, 1]])), "rows 0 to 29 of the 30 images"),
+        (dict(subsets=torch.empty(2, 0, dtype=torch.int64)), "one line for each of 2 runs"),
+        (dict(labels=torch.zeros(N, dtype=torch.uint8)), "labels must be int64"),
+        (dict(labels=torch.full((N,), -1)), "lie in 0..2"),
+        (dict(images=torch.ones(N, *SHAPE, dtype=torch.uint8)), "need float32 .N, C, H, W. images"),
+        (dict(images=torch.ones(N, *SHAPE).double()), "not torch.float64 .30, 1, 4, 4. and 30"),
+        (dict(images=torch.ones(N, *SHAPE).half()), "not torch.float16 .30, 1, 4, 4. and 30"),
+    ],
+)
+def test_records_that_cannot_be_are_refused_by_every_method(method, change, message):
+    images, labels = records()
+    with pytest.raises(ValueError, match=message):
+        few(method, **dict(images=images, labels=labels) | change)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("noise", [-1.0, math.nan, math.inf])
+def test_noise_that_cannot_be_is_refused_by_every_method(method, noise):
+    name = "scales" if method == "PATE-GAN" else "sigmas"
+    with pytest.raises(ValueError, match="finite scales of 0 or more"):
+        few(method, *records(), **{name: [0.0, noise]})
+
+
+@pytest.mark.parametrize("method", ["DPGAN", "GS-WGAN"])
+def test_no_clipping_goes_without_noise_alone(method):
+    with pytest.raises(ValueError, match="clip inf bounds nothing"):
+        few(method, *records(), clip=math.inf, sigmas=[0.0, 1.0])
+    far, none = (few(method, *records(), clip=clip).nets[1] for clip in (1e9, math.inf))
+    assert equal(far, none)  # as right as a clip that nothing reaches
 
 
 def test_one_part_that_is_always_asked_is_the_gaussian_mechanism():
@@ -245,7 +291,35 @@ def test_parts_in_secret_cost_more_than_poisson_and_less_than_none():
     assert got < gs_wgan.one_of_many_epsilon(2.0, 20, 5000, 1e-4)
     sigma = gs_wgan.one_of_many_sigma(3.0, 40, 5000, 1e-4)
     assert 2.9 < gs_wgan.one_of_many_epsilon(sigma, 40, 5000, 1e-4) <= 3.0
-    assert gs_wgan.one_of_many_epsilon(0.0, 40, 1, 1e-4) == math.inf
+
+
+def test_accountants_at_the_edge():
+    exact = 696.8  # of one Gaussian release at sigma 0.03, by its hockey-stick divergence
+    assert exact <= gs_wgan.one_of_many_epsilon(0.03, 1, 1, 1e-5) <= 1.05 * exact
+    for spent in (
+        lambda noise, num: gs_wgan.one_of_many_epsilon(noise, 40, num, 1e-4),
+        lambda noise, num: pate_gan.vote_epsilon(noise, num, 1e-4),
+    ):
+        assert spent(0.0, 1) == math.inf
+        assert spent(0.0, 0) == spent(1.0, 0) == 0.0
+        assert 0 <= spent(1e6, 1) < 0.1  # what the highest order leaves
+        for noise, num in ((-1.0, 1), (math.nan, 1), (math.inf, 1), (1.0, -1)):
+            with pytest.raises(ValueError, match="need noise of 0 or more"):
+                spent(noise, num)
+    assert gs_wgan.one_of_many_epsilon(50.0, 1, 1, 0.9) == 0.0
+    with pytest.raises(ValueError, match="num_parts must be 1 or more, not 0"):
+        gs_wgan.one_of_many_epsilon(1.0, 0, 1, 1e-4)
+    for delta in (0.0, 1.0):
+        with pytest.raises(ValueError, match="a delta between 0 and 1"):
+            pate_gan.vote_epsilon(1.0, 1, delta)
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
+def test_a_budget_that_no_noise_meets_is_refused(target):
+    with pytest.raises(ValueError, match="no noise from 0.01 to 1e5 gives epsilon"):
+        gs_wgan.one_of_many_sigma(target, 40, 100, 1e-4)
+    with pytest.raises(ValueError, match="no noise from 0.01 to 1e5 gives epsilon"):
+        pate_gan.vote_scale(target, 100, 1e-4)
 
 
 def test_votes_cost_what_laplace_noise_costs():
@@ -271,7 +345,7 @@ def test_random_features_are_unit_vectors_and_approximate_the_kernel():
 def test_dp_merf_learns_class_means():
     images, labels = records()
     images = torch.where(labels.view(-1, 1, 1, 1) == 0, 0.9, 0.1) + 0 * images
-    made = dp_merf.train_dp_merf(images, labels, CLASSES, [0.0, 0.0])
+    made = dp_merf.train_dp_merf(images, labels, CLASSES, [0.0, 0.0], num_steps=300)
     samples = made.sample(torch.tensor([0, 1, 2] * 20))
     means = samples.mean((2, 3, 4)).view(2, 20, 3).mean(1)
     assert means[:, 0].min() > 0.7 and means[:, 1:].max() < 0.3
@@ -295,14 +369,17 @@ def test_equal_seeds_train_equal_generators():
     [
         (dict(pairing="pair"), "did you mean 'pairs'"),
         (dict(loss="wassertein"), "did you mean 'wasserstein'"),
-        (dict(sample_rate=1.2), "sample_rate 1.2 must lie in"),
-        (dict(clip=0.0), "clip 0.0 above 0"),
-        (dict(critic_steps=0), "critic_steps 0 at 1 or more"),
-        (dict(sigmas=[-1.0]), "noise multipliers of 0 or more"),
-        (dict(sigmas=[]), "noise multipliers of 0 or more"),
+        (dict(sample_rate=1.2), "sample_rate must lie in .0, 1., not 1.2"),
+        (dict(clip=0.0), "clip must be a norm above 0, not 0.0"),
+        (dict(clip=math.nan), "clip must be a norm above 0, not nan"),
+        (dict(critic_steps=0), "critic_steps must be 1 or more, not 0"),
+        (dict(sigmas=[]), "scales of 0 or more"),
         (dict(num_steps=0), "num_steps must be 1 or more"),
-        (dict(num_classes=2), "labels must lie in 0..1"),
-        (dict(images=torch.rand(N, 16)), "need .N, C, H, W. images"),
+        (dict(num_classes=2), "labels must be int64 and lie in 0..1"),
+        (dict(images=torch.rand(N, 16)), "need float32 .N, C, H, W. images"),
+        (dict(weight_clip=0.0), "weight_clip must be above 0, not 0.0; math.inf for no box"),
+        (dict(weight_clip=-0.1), "weight_clip must be above 0, not -0.1"),
+        (dict(weight_clip=math.nan), "weight_clip must be above 0, not nan"),
         (dict(subsets=torch.arange(4)), "subsets must be int64 rows"),
     ],
 )
@@ -314,9 +391,13 @@ def test_bad_settings_are_refused(change, message):
         dp_gan.train_dpgan(**settings)
 
 
-def test_gs_wgan_needs_a_discriminator():
-    with pytest.raises(ValueError, match="num_discriminators 0"):
-        gs_wgan.train_gs_wgan(*records(), CLASSES, [1.0], num_discriminators=0, num_steps=1)
+def test_methods_with_parts_need_one():
+    with pytest.raises(ValueError, match="num_discriminators must be 1 or more, not 0"):
+        few("GS-WGAN", *records(), num_discriminators=0)
+    with pytest.raises(ValueError, match="num_teachers must be 1 or more, not 0"):
+        few("PATE-GAN", *records(), num_teachers=0)
+    with pytest.raises(ValueError, match="warm_up must be 0 or more, not -1"):
+        few("GS-WGAN", *records(), warm_up=-1)
 
 
 def test_divergence_is_said():

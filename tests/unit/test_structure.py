@@ -35,7 +35,7 @@ FIRST_EDITION = {
     "attacks/inversion_class": 300,
     "attacks/inversion_gradient": 492,
     "attacks/membership_label_only": 288,
-    "defenses/dp_gan": 480,
+    "defenses/dp_gan": 479,
     "defenses/dp_sgd": 389,
     "defenses/encrypted_inference": 1250,
     "images/adversarial_cloaking": 290,

@@ -38,7 +38,8 @@ def train_dp_merf(
     num_classes: int,
     sigmas: Sequence[float],
     *,
-    num_steps: int = 300,
+    num_steps: int,
+    generator_hidden: Sequence[int] = (64,),
     subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
@@ -46,12 +47,13 @@ def train_dp_merf(
     """Generators whose mean features match the noised ones of the private images, class by class.
 
     Args:
-        images: (N, C, H, W) private images in [0, 1].
+        images: (N, C, H, W) float32 private images in [0, 1].
         labels: (N,) their classes.
         num_classes: number of classes; their frequencies are taken as uniform.
         sigmas: R noise multipliers, of one release: the sums change by at most 1 with one image.
         num_steps: of the generator; costs no privacy.
-        subsets: (R, n) rows that each run trains on; None: all images.
+        generator_hidden: widths of its hidden layers.
+        subsets: (R, n) rows that each run trains on, none twice in a run; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
 
@@ -62,7 +64,8 @@ def train_dp_merf(
         Harder, Adamczewski and Park, DP-MERF, AISTATS 2021, equations 6 to 9. A neighbour has one
         image more or less, so the sensitivity is 1, not the paper's 2 of an image replaced.
     """
-    sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, num_steps, subsets)
+    count = dict(num_steps=num_steps)
+    sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, subsets, **count)
     # Not the private images' median distance, which would be a release of its own.
     length_scale = math.sqrt(images[0].numel()) / 4
     with seeding.seeded(seed), threads.one_thread(images):
@@ -71,7 +74,7 @@ def train_dp_merf(
         hot = dpgan.one_hot(labels, num_classes)
         sums = torch.stack([hot[rows].T @ features[rows] for rows in subsets])
         target = dpgan.release(sums, sigma) * num_classes / subsets.shape[1]
-        generators, improve = dpgan.new_generators(images, num_classes, len(sigma), LR)
+        generators, improve = dpgan.fresh(images, num_classes, len(sigma), generator_hidden, LR)
         weights = list(generators.nets[1].values())
         classes = torch.arange(num_classes, device=images.device)
         wanted = classes.repeat_interleave(PER_CLASS).expand(len(sigma), -1)

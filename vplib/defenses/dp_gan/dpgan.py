@@ -9,6 +9,7 @@ Whatever a method takes from the private images on its way to the generator pass
 nothing else may: a test replaces `release` by a constant and swaps a record.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,12 @@ class Generators(NamedTuple):
         latents = torch.randn(*labels.shape, NUM_LATENTS).to(labels.device)
         return stacked.forward(*self.nets, with_class(latents, labels, self.num_classes)).sigmoid()
 
+    def labelled(self, num: int) -> Tensor:
+        """(R, num, pixels + classes) images of classes drawn uniformly, with their class."""
+        weight = next(iter(self.nets[1].values()))
+        labels = random_labels(self.num_classes, len(weight), num, weight.device)
+        return with_class(self.draw(labels), labels, self.num_classes)
+
     @torch.no_grad()
     def sample(self, labels: Tensor, seed: int = 0) -> Tensor:
         """Images that each generator makes of these classes.
@@ -59,21 +66,6 @@ class Generators(NamedTuple):
         runs = len(next(iter(self.nets[1].values())))
         with seeding.seeded(seed):
             return self.draw(labels.expand(runs, -1)).unflatten(-1, self.shape)
-
-
-class Trained(NamedTuple):
-    """A training's result.
-
-    Args:
-        generators: R generators.
-        critics: R discriminators; private where their gradients were noised.
-        trace: (T, R) mean score of real minus generated images, at T moments. It is computed from
-            the images without noise, for the reader of this notebook: it is not private.
-    """
-
-    generators: Generators
-    critics: Networks
-    trace: Tensor
 
 
 def release(values: Tensor, scale: Tensor, law: str = "normal") -> Tensor:
@@ -102,36 +94,42 @@ def train_dpgan(
     clip: float = 1.0,
     pairing: str = "halves",
     loss: str = "logistic",
-    weight_clip: float | None = None,
+    weight_clip: float = math.inf,
     lr: float = 0.01,
     generator_lr: float = 0.02,
     hidden: Sequence[int] = (32,),
+    generator_hidden: Sequence[int] = (64,),
     subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
-) -> Trained:
+) -> tuple[Generators, Networks]:
     """Generators trained against discriminators whose gradients are clipped, summed and noised.
 
     Args:
-        images: (N, C, H, W) private images in [0, 1].
+        images: (N, C, H, W) float32 private images in [0, 1].
         labels: (N,) their classes, private too; class frequencies are taken as uniform.
         num_classes: number of classes.
         sigmas: R noise multipliers, one a run; 0 trains without privacy.
         sample_rate: chance of each image to be in a step's batch.
         num_steps: steps of each discriminator; with sigma and rate it decides epsilon.
         critic_steps: discriminator steps for one step of the generator.
-        clip: largest norm of what one image adds to a gradient; `math.inf` for no clipping.
+        clip: largest norm of what one image adds to a gradient; `math.inf`, for no clipping, goes
+            with sigmas of 0 alone.
         pairing: "pairs" clips the gradient of a real image and a generated one of its class
             together (Xie); "halves" clips and noises the real half alone, and generated images
             have classes of their own (Torkzadehmahani).
         loss: "wasserstein" (RMSProp) or "logistic", non-saturating (Adam).
-        weight_clip: discriminator's weights stay within plus or minus this; None: anywhere.
+        weight_clip: discriminator's weights stay within plus or minus this; `math.inf`: anywhere.
         lr: learning rate of the discriminator.
         generator_lr: learning rate of the generator.
-        hidden: widths of the discriminator's hidden layers; the generator has one of 64.
-        subsets: (R, n) rows that each run trains on; None: all images.
+        hidden: widths of the discriminator's hidden layers.
+        generator_hidden: of the generator's.
+        subsets: (R, n) rows that each run trains on, none twice in a run; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
+
+    Returns:
+        R generators, and R discriminators, which are as private: their gradients were noised.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -143,49 +141,39 @@ def train_dpgan(
         Torkzadehmahani et al., DP-CGAN, CVPR workshops 2019; Bie et al., Private GANs, revisited,
         TMLR 2023, for `critic_steps`. Batches are Poisson, as the accountants assume.
     """
-    sigma, subsets = prepared(images, labels, num_classes, sigmas, num_steps, subsets)
+    counts = dict(num_steps=num_steps, critic_steps=critic_steps)
+    sigma, subsets = prepared(images, labels, num_classes, sigmas, subsets, **counts)
     for name, given, known in (("pairing", pairing, PAIRINGS), ("loss", loss, LOSSES)):
-        if given not in known:
-            raise ValueError(f"unknown {name} {given!r}; {experiment.nearest(given, known)}")
-    if not 0 < sample_rate <= 1 or not clip > 0 or critic_steps < 1:
-        raise ValueError(
-            f"sample_rate {sample_rate} must lie in (0, 1], clip {clip} above 0 and critic_steps "
-            f"{critic_steps} at 1 or more"
-        )
-    runs, scale = len(sigma), torch.where(sigma > 0, sigma * clip, 0.0)
+        require(given in known, f"unknown {name} {given!r}; {experiment.nearest(given, known)}")
+    require(0 < sample_rate <= 1, f"sample_rate must lie in (0, 1], not {sample_rate}")
+    require(weight_clip > 0, f"weight_clip must be above 0, not {weight_clip}; math.inf for no box")
+    runs, scale, pairs = len(sigma), noise_scale(sigma, clip), pairing == "pairs"
     private = with_class(images.flatten(1), labels, num_classes)
-    expected, trace = sample_rate * subsets.shape[1], []
+    expected = sample_rate * subsets.shape[1]
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, improve = new_generators(images, num_classes, runs, generator_lr, loss)
+        generators, improve = fresh(images, num_classes, runs, generator_hidden, generator_lr, loss)
         critics = net, state = new(private.shape[1], 1, hidden, runs, images.device)
         update = updater(state, lr, loss)
         for step in experiment.progress(range(num_steps), description):
             rows, taken = poisson_batches(subsets.shape[1], sample_rate, runs, images.device)
-            rows = subsets.gather(1, rows)
-            fakes = labels[rows] if pairing == "pairs" else None
-            if fakes is None:  # as many as expected, whatever the batch: no trace of the records
-                fakes = random_labels(num_classes, runs, max(1, round(expected)), images.device)
+            rows, num = subsets.gather(1, rows), max(1, round(expected))
+            # Halves: as many as expected, whatever the batch, so that no trace of it is in them.
+            fakes = labels[rows] if pairs else random_labels(num_classes, runs, num, images.device)
             with torch.no_grad():
                 fake = with_class(generators.draw(fakes), fakes, num_classes)
-            real, high = stacked.examples(net, state, private[rows], push(loss, True))
-            made, low = stacked.examples(net, state, fake, push(loss, False))
-            if pairing == "pairs":
-                sums = release_all(stacked.clipped_sum([real, made], clip, taken)[0], scale)
-            else:
-                drawn, _ = stacked.clipped_sum([made], clip, torch.ones_like(low[..., 0]))
-                noised = release_all(stacked.clipped_sum([real], clip, taken)[0], scale)
-                sums = [a + b for a, b in zip(noised, drawn.values(), strict=True)]
-            update([total / expected for total in sums])
-            for weight in state.values() if weight_clip else ():
+            real, _ = stacked.examples(net, state, private[rows], push(loss, True))
+            made, _ = stacked.examples(net, state, fake, push(loss, False))
+            total, _ = stacked.clipped_sum([real, made] if pairs else [real], clip, taken)
+            sums = release_all(total, scale)
+            if not pairs:
+                total, _ = stacked.clipped_sum([made], clip, torch.ones_like(fake[..., 0]))
+                sums = [a + b for a, b in zip(sums, total.values(), strict=True)]
+            update([value / expected for value in sums])
+            for weight in state.values() if weight_clip < math.inf else ():
                 weight.data.clamp_(-weight_clip, weight_clip)
-            if step % max(1, num_steps // 50) == 0:
-                mean = (high[..., 0] * taken).sum(1) / taken.sum(1).clamp_min(1)
-                trace.append((mean - low[..., 0].mean(1)).cpu())
             if (step + 1) % critic_steps == 0:
                 step_generators(generators, improve, critics, GENERATED, loss)
-    return Trained(
-        finished(generators, generator_lr), (net, stacked.detached(state)), torch.stack(trace)
-    )
+    return finished(generators, generator_lr), (net, stacked.detached(state))
 
 
 def push(loss: str, real: bool) -> Callable[[Tensor], Tensor]:
@@ -218,9 +206,9 @@ def new(inputs: int, outputs: int, hidden: Sequence[int], runs: int, device) -> 
     return nets[0], stack_module_state(nets)[0]
 
 
-def new_generators(images, num_classes: int, runs: int, lr: float, loss: str = "logistic"):
-    """R fresh generators of such images, and what steps them."""
-    nets = new(NUM_LATENTS + num_classes, images[0].numel(), (64,), runs, images.device)
+def fresh(images, num_classes: int, runs: int, hidden, lr: float, loss: str = "logistic"):
+    """R new generators of such images, with hidden layers so wide, and what steps them."""
+    nets = new(NUM_LATENTS + num_classes, images[0].numel(), hidden, runs, images.device)
     return Generators(nets, tuple(images.shape[1:]), num_classes), updater(nets[1], lr, loss)
 
 
@@ -235,9 +223,7 @@ def step_generators(
 ) -> None:
     """One step of all generators against their discriminators, on classes drawn uniformly."""
     (net, state), weights = critics, list(generators.nets[1].values())
-    labels = random_labels(generators.num_classes, len(weights[0]), batch_size, weights[0].device)
-    fake = with_class(generators.draw(labels), labels, generators.num_classes)
-    score = stacked.forward(net, stacked.detached(state), fake)
+    score = stacked.forward(net, stacked.detached(state), generators.labelled(batch_size))
     value = F.softplus(-score) if loss == "logistic" else -score
     improve(torch.autograd.grad(value.sum() / batch_size, weights))
 
@@ -276,39 +262,64 @@ def finished(generators: Generators, lr: float) -> Generators:
     return generators._replace(nets=(net, stacked.detached(state)))
 
 
+def require(fine: bool, message: str) -> None:
+    """Refuses what is not fine.
+
+    Raises:
+        ValueError: with this message.
+    """
+    if not fine:
+        raise ValueError(message)
+
+
+def noise_scale(sigma: Tensor, clip: float) -> Tensor:
+    """(R,) standard deviations for noise multipliers; 0 where there is no noise.
+
+    Args:
+        sigma: (R,) noise multipliers.
+        clip: largest norm of what is noised.
+
+    Raises:
+        ValueError: the clip norm is not positive, or noise is asked for and it bounds nothing.
+    """
+    require(clip > 0, f"clip must be a norm above 0, not {clip}; math.inf for no clipping")
+    hides = "clip inf bounds nothing, so no finite noise hides an image: give a finite clip, or "
+    require(clip < math.inf or not (sigma > 0).any(), hides + "sigmas of 0")
+    return torch.where(sigma > 0, sigma * clip, 0.0)
+
+
 def prepared(
-    images: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    sigmas: Sequence[float],
-    num_steps: int,
-    subsets: Tensor | None,
+    images: Tensor, labels: Tensor, num_classes: int, sigmas, subsets: Tensor | None, **counts: int
 ) -> tuple[Tensor, Tensor]:
     """What all trainings here take, checked: (R,) scales of noise, and (R, n) rows of each run.
 
     Args:
-        images: (N, C, H, W).
+        images: (N, C, H, W), float32 as the networks are.
         labels: (N,).
         num_classes: number of classes.
         sigmas: R scales.
-        num_steps: steps or rounds.
         subsets: (R, n) rows; None: all images for each run.
+        counts: of steps, teachers and the like, by name.
 
     Raises:
         ValueError: one of them cannot be.
     """
-    if images.ndim != 4 or len(images) != len(labels):
-        raise ValueError(
-            f"need (N, C, H, W) images with N labels, not {tuple(images.shape)} and {len(labels)}"
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}")
-    if not len(sigmas) or not all(s >= 0 for s in sigmas):
-        raise ValueError(f"sigmas must be noise multipliers of 0 or more, not {list(sigmas)}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be 1 or more, not {num_steps}")
-    runs = len(sigmas)
-    rows = torch.arange(len(images)).expand(runs, -1) if subsets is None else subsets
-    if rows.ndim != 2 or len(rows) != runs or rows.dtype != torch.int64:
-        raise ValueError(f"subsets must be int64 rows, one line for each of {runs} runs")
-    return torch.as_tensor(sigmas, device=images.device), rows.to(images.device)
+    found = f"{images.dtype} {tuple(images.shape)} and {len(labels)}"
+    fine = images.ndim == 4 and len(images) == len(labels) and images.dtype == torch.float32
+    require(fine, f"need float32 (N, C, H, W) images in [0, 1] with N labels, not {found}")
+    fine = labels.dtype == torch.int64 and 0 <= labels.min() and labels.max() < num_classes
+    require(fine, f"labels must be int64 and lie in 0..{num_classes - 1}")
+    fine = len(sigmas) and all(0 <= s < math.inf for s in sigmas)
+    require(fine, f"sigmas must be finite scales of 0 or more, not {list(sigmas)}")
+    for name, count in counts.items():
+        require(count >= 1, f"{name} must be 1 or more, not {count}")
+    runs, num = len(sigmas), len(images)
+    rows = torch.arange(num).expand(runs, -1) if subsets is None else subsets
+    fine = rows.ndim == 2 and len(rows) == runs and rows.dtype == torch.int64 and rows.numel()
+    require(fine, f"subsets must be int64 rows, one line for each of {runs} runs")
+    fine = rows.min() >= 0 and rows.max() < num
+    require(fine, f"subsets must hold rows 0 to {num - 1} of the {num} images")
+    twice = "a line of subsets holds a row twice: that image would weigh twice what the noise hides"
+    fine = (rows.sort(1).values.diff(dim=1) > 0).all()
+    require(fine, f"{twice}, and epsilon would be understated; give each row once")
+    return torch.as_tensor(sigmas, dtype=torch.float32).to(images.device), rows.to(images.device)

@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,10 +18,9 @@ from vplib.defenses.dp_gan.dpgan import Generators, Networks
 from vplib.nets import stacked
 
 BATCH, CRITIC_STEPS = 32, 2  # generated images a step, and steps of all critics before it
-CLIP = 1.0  # largest norm of the gradient by an image; a Wasserstein critic's is about 1
 PENALTY = 10.0
 LR, GENERATOR_LR = 0.01, 0.02
-ORDERS = np.array([1.25, 1.5, 1.75, *range(2, 33), 40, 48, 64, 96, 128])
+ORDERS = np.array([1.05, 1.1, 1.15, 1.25, 1.5, 1.75, *range(2, 33), 40, 48, 64, 96, 128])
 
 
 def one_of_many_epsilon(sigma: float, num_parts: int, num_releases: int, delta: float) -> float:
@@ -40,14 +38,21 @@ def one_of_many_epsilon(sigma: float, num_parts: int, num_releases: int, delta: 
         num_releases: how often.
         delta: of the guarantee.
 
+    Raises:
+        ValueError: a number cannot be.
+
     Source:
         Balle, Barthe and Gaboardi, Privacy amplification by subsampling, NeurIPS 2018, theorem 2
         (advanced joint convexity); Sason and Verdu, f-divergence inequalities, IEEE TIT 2016, for
         the integral; Balle et al., AISTATS 2020, for the conversion, as Opacus has it.
     """
-    if not sigma:
-        return math.inf
-    log_t = np.concatenate([np.linspace(0, 1, 2001), np.geomspace(1, 400, 2000)[1:]])
+    check_release(sigma, num_releases, delta)
+    dpgan.require(num_parts >= 1, f"num_parts must be 1 or more, not {num_parts}")
+    if not num_releases or not sigma:
+        return math.inf if num_releases else 0.0
+    # As far as the divergence of the highest order gathers its mass.
+    furthest = max(400.0, (ORDERS[-1] + 1) / sigma**2 + 40 / sigma)
+    log_t = np.concatenate([np.linspace(0, 1, 2001), np.geomspace(1, furthest, 4000)[1:]])
     grown = log_t[1:] + np.log(-np.expm1(-log_t[1:]))  # log(t - 1), for any t
     log_inner = np.append(0.0, np.logaddexp(0, grown + math.log(num_parts)))
     above = norm.logcdf(0.5 / sigma - log_inner * sigma)
@@ -59,26 +64,47 @@ def one_of_many_epsilon(sigma: float, num_parts: int, num_releases: int, delta: 
     width = np.log(np.diff(log_t))
     steps = np.logaddexp(terms[:, 1:], terms[:, :-1]) - math.log(2) + width
     total = logsumexp(steps, axis=1) + np.log(ORDERS * (ORDERS - 1))
-    spent = num_releases * np.logaddexp(0, total) / (ORDERS - 1)
-    with quiet():
-        return float(renyi.get_privacy_spent(orders=list(ORDERS), rdp=spent, delta=delta)[0])
+    return epsilon_of(ORDERS, num_releases * np.logaddexp(0, total) / (ORDERS - 1), delta)
 
 
-@contextmanager
-def quiet():
-    """Without Opacus' hint at other orders: a bound at the first or last one is a bound."""
+def check_release(scale: float, num_releases: int, delta: float) -> None:
+    """Refuses noise, a number of releases or a delta that cannot be."""
+    wanted = "need noise of 0 or more, 0 or more releases and a delta between 0 and 1"
+    fine = 0 <= scale < math.inf and num_releases >= 0 and 0 < delta < 1
+    dpgan.require(fine, f"{wanted}, not {scale}, {num_releases} and {delta}")
+
+
+def epsilon_of(orders: np.ndarray, spent: np.ndarray, delta: float) -> float:
+    """The epsilon of Renyi divergences, never below 0; a bound at the last order is a bound."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Optimal order is the")
-        yield
+        found, _ = renyi.get_privacy_spent(orders=list(orders), rdp=spent, delta=delta)
+    return max(0.0, float(found))
 
 
 def one_of_many_sigma(target: float, num_parts: int, num_releases: int, delta: float) -> float:
-    """The noise that keeps `one_of_many_epsilon` at a target."""
+    """The noise that keeps `one_of_many_epsilon` at a target.
 
-    def excess(log_sigma: float) -> float:
-        return one_of_many_epsilon(math.exp(log_sigma), num_parts, num_releases, delta) - target
+    Raises:
+        ValueError: no noise does.
+    """
+    return least(lambda s: one_of_many_epsilon(s, num_parts, num_releases, delta), target)
 
-    return math.exp(brentq(excess, math.log(0.05), math.log(1e4), xtol=1e-3)) * 1.001
+
+def least(spent: Callable[[float], float], target: float) -> float:
+    """The least noise, to a thousandth, that spends at most a target.
+
+    Args:
+        spent: from noise to epsilon, falling.
+        target: the epsilon allowed.
+
+    Raises:
+        ValueError: noise from 0.01 to 100,000 does not reach it.
+    """
+    low, high = math.log(1e-2), math.log(1e5)
+    fine = 0 < target and spent(math.exp(high)) <= target <= spent(math.exp(low))
+    dpgan.require(fine, f"no noise from 0.01 to 1e5 gives epsilon {target}: ask for 0.1 to 100")
+    return math.exp(brentq(lambda x: spent(math.exp(x)) - target, low, high, xtol=1e-3)) * 1.001
 
 
 def train_gs_wgan(
@@ -87,11 +113,13 @@ def train_gs_wgan(
     num_classes: int,
     sigmas: Sequence[float],
     *,
-    num_discriminators: int = 40,
+    num_discriminators: int,
     num_steps: int,
-    warm_up: int = 40,
+    warm_up: int,
+    critic_batch: int,
+    clip: float = 1.0,
     hidden: Sequence[int] = (32,),
-    critic_batch: int = 8,
+    generator_hidden: Sequence[int] = (64,),
     subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
@@ -99,17 +127,20 @@ def train_gs_wgan(
     """Generators that receive nothing but the noised gradients of their own images.
 
     Args:
-        images: (N, C, H, W) private images in [0, 1].
+        images: (N, C, H, W) float32 private images in [0, 1].
         labels: (N,) their classes.
         num_classes: number of classes; generated ones are drawn uniformly.
-        sigmas: R noise multipliers: the noise's standard deviation is 2 * CLIP * sigma, as two
-            clipped gradients can be 2 * CLIP apart.
+        sigmas: R noise multipliers: the noise's standard deviation is 2 * clip * sigma, as two
+            clipped gradients can be 2 * clip apart.
         num_discriminators: each image belongs to one of them, by a draw of its own.
         num_steps: steps of the generator; each releases `BATCH` gradients.
         warm_up: steps of the discriminators before the generator's first.
-        hidden: widths of a discriminator's hidden layers.
         critic_batch: real images a discriminator and step.
-        subsets: (R, n) rows that each run trains on; None: all images.
+        clip: largest norm of the gradient by an image; a Wasserstein critic's is about 1.
+            `math.inf`, for no clipping, goes with sigmas of 0 alone.
+        hidden: widths of a discriminator's hidden layers.
+        generator_hidden: of the generator's.
+        subsets: (R, n) rows that each run trains on, none twice in a run; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
 
@@ -121,13 +152,13 @@ def train_gs_wgan(
         whole batch to one discriminator and accounts for it as if each image had drawn its own;
         here each image does.
     """
-    sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, num_steps, subsets)
-    if num_discriminators < 1:
-        raise ValueError(f"num_discriminators {num_discriminators} must be positive")
-    runs, device = len(sigma), images.device
+    counts = dict(num_steps=num_steps, num_discriminators=num_discriminators, batch=critic_batch)
+    sigma, subsets = dpgan.prepared(images, labels, num_classes, sigmas, subsets, **counts)
+    dpgan.require(warm_up >= 0, f"warm_up must be 0 or more, not {warm_up}")
+    scale, runs, device = dpgan.noise_scale(sigma, 2 * clip), len(sigma), images.device
     private = dpgan.with_class(images.flatten(1), labels, num_classes)
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, improve = dpgan.new_generators(images, num_classes, runs, GENERATOR_LR)
+        generators, improve = dpgan.fresh(images, num_classes, runs, generator_hidden, GENERATOR_LR)
         weights = list(generators.nets[1].values())
         critics = dpgan.new(private.shape[1], 1, hidden, runs * num_discriminators, device)
         update = dpgan.updater(critics[1], LR)
@@ -139,9 +170,8 @@ def train_gs_wgan(
             classes = dpgan.random_labels(num_classes, runs, BATCH, device)
             fake = generators.draw(classes)
             chosen = torch.randint(num_discriminators, classes.shape).to(device)
-            slope = upstream(critics, fake.detach(), classes, num_classes, chosen, CLIP)
-            noised = dpgan.release(slope, 2 * CLIP * sigma)
-            improve(torch.autograd.grad(fake, weights, noised / BATCH))
+            slope = upstream(critics, fake.detach(), classes, num_classes, chosen, clip)
+            improve(torch.autograd.grad(fake, weights, dpgan.release(slope, scale) / BATCH))
     return dpgan.finished(generators, GENERATOR_LR)
 
 
@@ -192,8 +222,8 @@ def step_critics(critics: Networks, update: Callable, generators: Generators, re
     mix = torch.rand(*real.shape[:2], 1).to(real)
     between = (mix * real + (1 - mix) * fake).requires_grad_()
     gap = stacked.forward(*critics, fake).mean(1) - stacked.forward(*critics, real).mean(1)
-    score = stacked.forward(*critics, between)
-    (slope,) = torch.autograd.grad(score.sum(), between, create_graph=True)
+    score = stacked.forward(*critics, between).sum()
+    (slope,) = torch.autograd.grad(score, between, create_graph=True)
     steep = ((slope[..., :pixels].norm(dim=-1) - 1) ** 2).mean(1)
     loss = ((gap.squeeze(-1) + PENALTY * steep) * present.flatten()).sum()
     update(torch.autograd.grad(loss, list(critics[1].values())))

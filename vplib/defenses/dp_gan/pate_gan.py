@@ -1,16 +1,15 @@
 """PATE-GAN: teachers vote on generated images, the votes are noised, a student learns from them."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from opacus.accountants.analysis import rdp as renyi
-from scipy.optimize import brentq
 from torch import Tensor
 
 from vplib import experiment, seeding, threads
 from vplib.defenses.dp_gan import dpgan, gs_wgan
-from vplib.defenses.dp_gan.dpgan import Generators, Networks, Trained
+from vplib.defenses.dp_gan.dpgan import Generators, Networks
 from vplib.nets import stacked
 
 VOTES = 20  # generated images that are voted on in a round
@@ -27,18 +26,22 @@ def vote_epsilon(scale: float, num_votes: int, delta: float) -> float:
 
     Args:
         scale: of Laplace's noise on the number of teachers that say "real"; a record moves it by
-            at most one.
-        num_votes: answered questions.
+            at most one. 0 gives infinity.
+        num_votes: answered questions; 0 gives 0.
         delta: of the guarantee.
+
+    Raises:
+        ValueError: a number cannot be.
 
     Source:
         Mironov, Renyi differential privacy, CSF 2017, table II. PATE-GAN's own epsilon is smaller
         where teachers agree, but depends on the private images, and so may not be printed.
     """
+    gs_wgan.check_release(scale, num_votes, delta)
+    if not num_votes or not scale:
+        return math.inf if num_votes else 0.0
     spent = num_votes * laplace_renyi(scale)
-    with gs_wgan.quiet():
-        epsilon, _ = renyi.get_privacy_spent(orders=list(ORDERS), rdp=spent, delta=delta)
-    return min(float(epsilon), num_votes / scale)
+    return min(gs_wgan.epsilon_of(ORDERS, spent, delta), num_votes / scale)
 
 
 def laplace_renyi(scale: float) -> np.ndarray:
@@ -49,10 +52,12 @@ def laplace_renyi(scale: float) -> np.ndarray:
 
 
 def vote_scale(target: float, num_votes: int, delta: float) -> float:
-    """The scale of the noise that keeps `vote_epsilon` at a target."""
-    return (
-        brentq(lambda s: vote_epsilon(s, num_votes, delta) - target, 1e-2, 1e5, rtol=1e-3) * 1.002
-    )
+    """The scale of the noise that keeps `vote_epsilon` at a target.
+
+    Raises:
+        ValueError: no scale does.
+    """
+    return gs_wgan.least(lambda scale: vote_epsilon(scale, num_votes, delta), target)
 
 
 def train_pate_gan(
@@ -61,30 +66,32 @@ def train_pate_gan(
     num_classes: int,
     scales: Sequence[float],
     *,
-    num_teachers: int = 20,
+    num_teachers: int,
     num_rounds: int,
     hidden: Sequence[int] = (32,),
+    generator_hidden: Sequence[int] = (64,),
     subsets: Tensor | None = None,
     seed: int = 0,
     description: str = "",
-) -> Trained:
+) -> tuple[Generators, Tensor]:
     """Generators trained against a student that has seen generated images and noisy votes only.
 
     Args:
-        images: (N, C, H, W) private images in [0, 1].
+        images: (N, C, H, W) float32 private images in [0, 1].
         labels: (N,) their classes.
         num_classes: number of classes; generated ones are drawn uniformly.
         scales: R scales of Laplace's noise on the number of teachers that say "real".
         num_teachers: each image belongs to one of them, by a draw of its own.
         num_rounds: rounds of teachers, `VOTES`, student and generator.
         hidden: widths of a discriminator's hidden layers.
-        subsets: (R, n) rows that each run trains on; None: all images.
+        generator_hidden: of the generator's.
+        subsets: (R, n) rows that each run trains on, none twice in a run; None: all images.
         seed: of everything random.
         description: names the progress bar; empty for none.
 
     Returns:
-        Generators, students, and (rounds, R) the share of votes for "real", before noise: not
-        private, for the reader.
+        Generators, and (rounds, R) the share of votes for "real", before noise: not private, for
+        the reader.
 
     Raises:
         ValueError: a setting is out of range.
@@ -93,25 +100,25 @@ def train_pate_gan(
         Jordon, Yoon and van der Schaar, PATE-GAN, ICLR 2019, algorithm 1. Noise on one of the two
         counts, of which the other follows.
     """
-    scale, subsets = dpgan.prepared(images, labels, num_classes, scales, num_rounds, subsets)
+    counts = dict(num_teachers=num_teachers, num_rounds=num_rounds)
+    scale, subsets = dpgan.prepared(images, labels, num_classes, scales, subsets, **counts)
     runs, device = len(scale), images.device
     private = dpgan.with_class(images.flatten(1), labels, num_classes)
     with seeding.seeded(seed), threads.one_thread(images):
-        generators, improve = dpgan.new_generators(images, num_classes, runs, GENERATOR_LR)
+        generators, improve = dpgan.fresh(images, num_classes, runs, generator_hidden, GENERATOR_LR)
         teachers = dpgan.new(private.shape[1], 1, hidden, runs * num_teachers, device)
         student = dpgan.new(private.shape[1], 1, hidden, runs, device)
         teach, learn = (dpgan.updater(nets[1], LR) for nets in (teachers, student))
         rows, sizes = gs_wgan.partition(subsets, num_teachers)
-        asked = private.new_zeros(runs, 0, private.shape[1])
-        said, trace = private.new_zeros(runs, 0), []
+        asked, said, trace = private[:0].expand(runs, 0, -1), private.new_zeros(runs, 0), []
         for _ in experiment.progress(range(num_rounds), description):
             real = private[gs_wgan.draw_own(rows, sizes, BATCH)].flatten(0, 1)
-            fake = _some(generators, runs, num_teachers * BATCH).view_as(real)
+            fake = generators.labelled(num_teachers * BATCH).detach().view_as(real)
             seen = (sizes > 0).view(-1, 1).expand(-1, BATCH).float()
             truth = torch.cat([seen, torch.zeros_like(seen)], 1)
             weight = torch.cat([seen, torch.ones_like(seen)], 1)
             _step(teachers, teach, torch.cat([real, fake], 1), truth, weight)
-            new = _some(generators, runs, VOTES)
+            new = generators.labelled(VOTES).detach()
             with torch.no_grad():
                 score = stacked.forward(*teachers, new.repeat_interleave(num_teachers, 0))
             count = (score[..., 0] > 0).view(runs, num_teachers, -1).float().sum(1)
@@ -125,16 +132,7 @@ def train_pate_gan(
                 _step(student, learn, chosen, said.gather(1, some))
             for _ in range(GENERATOR_STEPS):
                 dpgan.step_generators(generators, improve, student, BATCH, "logistic")
-    students = student[0], stacked.detached(student[1])
-    return Trained(dpgan.finished(generators, GENERATOR_LR), students, torch.stack(trace))
-
-
-@torch.no_grad()
-def _some(generators: Generators, runs: int, num: int) -> Tensor:
-    """(R, num, pixels + classes) generated images of uniform classes, with their class."""
-    device = generators.nets[1]["1.weight"].device
-    classes = dpgan.random_labels(generators.num_classes, runs, num, device)
-    return dpgan.with_class(generators.draw(classes), classes, generators.num_classes)
+    return dpgan.finished(generators, GENERATOR_LR), torch.stack(trace)
 
 
 def _step(nets: Networks, update: Callable, x: Tensor, truth: Tensor, weight=1.0) -> None:
