@@ -272,7 +272,7 @@ def choose_adaptively(
         targets = torch.cat([targets, found])
         clone.train()
         for _ in range(CLONE_STEPS):
-            some = torch.from_numpy(rng.integers(len(rows), size=BATCH))
+            some = torch.from_numpy(rng.integers(len(rows), size=min(BATCH, 2 * len(rows))))
             loss = F.cross_entropy(clone(images[torch.tensor(rows)[some]]), targets[some])
             stepper.zero_grad()
             loss.backward()

@@ -52,10 +52,10 @@ def squeezenet(num_classes: int, *, size: int, weights: str = "imagenet") -> nn.
 
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
-    network = tv.squeezenet1_1(weights=None)
+    network = tv.squeezenet1_1(weights=None, num_classes=num_classes)
     if weights == "imagenet":
-        network.load_state_dict(_imagenet())
-    network.classifier[1] = nn.Conv2d(512, num_classes, 1)
+        kept = {k: v for k, v in _imagenet().items() if k.startswith("features.")}
+        network.load_state_dict(kept, strict=False)
     return nn.Sequential(Prepared(size), network)
 
 
