@@ -297,6 +297,9 @@ def test_selection_is_what_makes_the_black_box_sure():
     answers = [bred(BlackBox(), wanted, blind=blind)[1] for blind in (False, True)]
     sure, blind = (found.gather(1, wanted[:, None]).mean() for found in answers)
     assert sure > blind + 0.2
+    box = BlackBox()
+    images, targets = bred(box, wanted, blind=True)
+    assert torch.equal(box.seen(), images) and torch.allclose(targets, answers[1])
 
 
 def test_the_fittest_by_hand():

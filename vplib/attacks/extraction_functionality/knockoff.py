@@ -47,9 +47,8 @@ def draw_rows(num_images: int, budget: int, num_draws: int, seed: int = 0) -> Te
     if budget > num_images:
         raise ValueError(f"a pool of {num_images} images has no {budget} different queries")
     rng = np.random.default_rng(seed)
-    return torch.stack(
-        [torch.from_numpy(rng.permutation(num_images)[:budget]) for _ in range(num_draws)]
-    )
+    orders = [rng.permutation(num_images)[:budget] for _ in range(num_draws)]
+    return torch.from_numpy(np.stack(orders))
 
 
 def budgets_with(own: int | None, budgets: Sequence[int], pool_size: int) -> list[int]:

@@ -130,7 +130,7 @@ def breed(
     num_latents: int,
     num_classes: int,
     *,
-    num_generations: int = 6,
+    num_generations: int = 4,
     blind: bool = False,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,8 @@ def breed(
         num_latents: size of a latent vector.
         num_classes: of the black box.
         num_generations: populations that are asked about.
-        blind: parents and the image that is kept are drawn by lot: all but the selection.
+        blind: parents and the image that is kept are drawn by lot: all but the selection. Only what
+            is kept is asked about.
         seed: decides populations, mutations and lots.
 
     Returns:
@@ -163,16 +164,18 @@ def breed(
         goal, lineage = torch.eye(num_classes)[some][:, None], torch.arange(len(some))
         for generation in range(num_generations):
             images = generate(latents.flatten(0, 1))
-            answers = knockoff.as_targets(ask(images), num_classes)
-            judged = answers.cpu().view(*latents.shape[:2], -1)
             if blind:
-                judged = torch.rand(judged.shape, generator=generator)
+                judged = torch.rand(*latents.shape[:2], num_classes, generator=generator)
+            else:
+                answers = knockoff.as_targets(ask(images), num_classes)
+                judged = answers.cpu().view(*latents.shape[:2], -1)
             best = fittest(judged, goal, ELITE)
             if generation < num_generations - 1:
                 parents = latents.gather(1, best[..., None].expand(-1, -1, num_latents))
                 latents = parents.repeat(1, POPULATION // ELITE, 1)
                 latents += SPREAD * torch.randn(latents.shape, generator=generator)
         kept = (lineage * POPULATION + best[:, 0]).to(images.device)
-        found.append((images[kept], answers[kept]))
+        said = knockoff.as_targets(ask(images[kept]), num_classes) if blind else answers[kept]
+        found.append((images[kept], said))
     images, targets = map(torch.cat, zip(*found, strict=True))
     return images, targets
