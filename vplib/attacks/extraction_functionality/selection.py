@@ -161,7 +161,7 @@ def breed(
     found = []
     for some in torch.as_tensor(wanted).split(LINEAGES):
         latents = torch.randn(len(some), POPULATION, num_latents, generator=generator)
-        goal, lineage = torch.eye(num_classes)[some][:, None], torch.arange(len(some))
+        goal = torch.eye(num_classes)[some][:, None]
         for generation in range(num_generations):
             images = generate(latents.flatten(0, 1))
             if blind:
@@ -174,8 +174,7 @@ def breed(
                 parents = latents.gather(1, best[..., None].expand(-1, -1, num_latents))
                 latents = parents.repeat(1, POPULATION // ELITE, 1)
                 latents += SPREAD * torch.randn(latents.shape, generator=generator)
-        kept = (lineage * POPULATION + best[:, 0]).to(images.device)
+        kept = (torch.arange(len(some)) * POPULATION + best[:, 0]).to(images.device)
         said = knockoff.as_targets(ask(images[kept]), num_classes) if blind else answers[kept]
         found.append((images[kept], said))
-    images, targets = map(torch.cat, zip(*found, strict=True))
-    return images, targets
+    return tuple(map(torch.cat, zip(*found, strict=True)))
