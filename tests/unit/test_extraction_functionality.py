@@ -365,16 +365,16 @@ def test_dcgan_shapes_and_training(tmp_path, monkeypatch):
 
 
 def test_budgets_have_the_readers_among_them():
-    assert attack.budgets_with(None, (30, 300), 4000) == [30, 300]
-    assert attack.budgets_with(300, (30, 300), 4000) == [30, 300]
-    assert attack.budgets_with(45, (30, 300), 4000) == [30, 45, 300]
-    assert attack.budgets_with(1, (30, 300), 4000)[0] == 1
+    assert attack.budgets_with(None, (30, 300), 4000, "mnist5k") == [30, 300]
+    assert attack.budgets_with(300, (30, 300), 4000, "mnist5k") == [30, 300]
+    assert attack.budgets_with(45, (30, 300), 4000, "mnist5k") == [30, 45, 300]
+    assert attack.budgets_with(1, (30, 300), 4000, "mnist5k")[0] == 1
 
 
 @pytest.mark.parametrize("own", [0, -5, 60_000, 4001, 2.5, True, "300"])
 def test_a_budget_that_no_transfer_set_has(own):
-    with pytest.raises(ValueError, match="BUDGET must be a whole number from 1 to 4000.*not "):
-        attack.budgets_with(own, (30, 300), 4000)
+    with pytest.raises(ValueError, match="BUDGET must be a whole number from 1 to 4000.*'mnist5k'.*not "):
+        attack.budgets_with(own, (30, 300), 4000, "mnist5k")
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (3, 20, 12), (1, 8, 8), (1, 12, 20)])

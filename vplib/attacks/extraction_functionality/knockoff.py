@@ -51,21 +51,22 @@ def draw_rows(num_images: int, budget: int, num_draws: int, seed: int = 0) -> Te
     return torch.from_numpy(np.stack(orders))
 
 
-def budgets_with(own: int | None, budgets: Sequence[int], pool_size: int) -> list[int]:
+def budgets_with(own: int | None, budgets: Sequence[int], most: int, name: str) -> list[int]:
     """The budgets of a sweep in order, with one of the reader's own among them.
 
     Args:
         own: the reader's; None: none.
         budgets: of the profile.
-        pool_size: images of a transfer set.
+        most: different queries that the smallest pool has.
+        name: of the transfer set that the pool's size comes from, for the message.
 
     Raises:
-        ValueError: the reader's is no whole number from 1 to the size of a transfer set.
+        ValueError: the reader's is no whole number from 1 to `most`.
     """
-    if own is not None and not (is_whole(own, 1) and own <= pool_size):
+    if own is not None and not (is_whole(own, 1) and own <= most):
         raise ValueError(
-            f"BUDGET must be a whole number from 1 to {pool_size}, as many images as a transfer "
-            f"set has, not {own!r}"
+            f"BUDGET must be a whole number from 1 to {most}, as many different queries as there "
+            f"are with {name!r} as the other set, not {own!r}"
         )
     return sorted({*budgets, *([] if own is None else [own])})
 
