@@ -3,11 +3,13 @@
 import socket
 import urllib.error
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vplib import datasets, models, training
 from vplib.attacks.extraction_functionality import knockoff as attack
@@ -322,6 +324,11 @@ def test_transfer_sets_are_images_and_seeded(shape):
     assert transfer.photograph_patches(60, shape)[1].max() < len(transfer.PHOTOGRAPHS)
 
 
+def test_photographs_smaller_than_what_is_wanted_are_scaled_up():
+    images, _ = transfer.photograph_patches(2, (1, 320, 310), names=("coins",))  # 303 pixels high
+    assert images.shape == (2, 1, 320, 310) and images.isfinite().all()
+
+
 def test_photographs_need_no_network(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network in this test")
@@ -375,6 +382,24 @@ def test_budgets_have_the_readers_among_them():
 def test_a_budget_that_no_transfer_set_has(own):
     with pytest.raises(ValueError, match="BUDGET must be a whole number from 1 to 4000.*'mnist5k'.*not "):
         attack.budgets_with(own, (30, 300), 4000, "mnist5k")
+
+
+def test_two_folders_that_share_an_image_are_not_apart(tmp_path):
+    """Whatever size they are loaded at, as long as it is one."""
+    rng = np.random.default_rng(0)
+    shared = rng.integers(256, size=(24, 24), dtype=np.uint8)
+    for name in ("mine", "yours"):
+        for kind in ("cat", "dog"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            drawn = rng.integers(256, size=(24, 24), dtype=np.uint8)
+            pixels = shared if kind == "cat" else drawn
+            Image.fromarray(pixels).save(tmp_path / name / kind / "1.png")
+    mine, yours = (
+        datasets.load(f"folder:{tmp_path / name}", "all", image_size=16)
+        for name in ("mine", "yours")
+    )
+    with pytest.raises(ValueError, match="holds images of"):
+        datasets.check_apart(mine, yours)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (3, 20, 12), (1, 8, 8), (1, 12, 20)])
