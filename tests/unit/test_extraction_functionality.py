@@ -380,7 +380,9 @@ def test_budgets_have_the_readers_among_them():
 
 @pytest.mark.parametrize("own", [0, -5, 60_000, 4001, 2.5, True, "300"])
 def test_a_budget_that_no_transfer_set_has(own):
-    with pytest.raises(ValueError, match="BUDGET must be a whole number from 1 to 4000.*'mnist5k'.*not "):
+    with pytest.raises(
+        ValueError, match="BUDGET must be a whole number from 1 to 4000.*'mnist5k'.*not "
+    ):
         attack.budgets_with(own, (30, 300), 4000, "mnist5k")
 
 
