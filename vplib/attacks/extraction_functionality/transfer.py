@@ -103,10 +103,9 @@ def photograph_patches(
     patches = []
     for which in source:
         photograph = photographs[which]
-        height, width = photograph.shape[1:]
-        high = min(height, width, 8 * max(size))
-        side = int(rng.integers(min(max(size), high), high + 1))
-        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        fits = min(photograph.shape[1:])
+        side = int(rng.integers(min(max(size), fits), min(fits, 8 * max(size)) + 1))
+        top, left = (int(rng.integers(n - side + 1)) for n in photograph.shape[1:])
         patch = photograph[None, :, top : top + side, left : left + side]
         patches.append(F.adaptive_avg_pool2d(patch, size))
     patches = torch.cat(patches)
