@@ -14,7 +14,7 @@ from PIL import Image
 QUICK = {
     "attacks/extraction_functionality": (
         dict(NUM_STEPS=20),
-        dict(num_draws=3, num_epochs=5, gan_steps=5),
+        dict(num_draws=3, num_epochs=5, gan_steps=5, num_copied=800, copy_passes=1, num_bred=20),
     ),
     "attacks/inversion_class": (
         dict(NUM_STEPS=21),

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -974,3 +975,40 @@ def test_random_images_have_the_shape_of_a_set_and_need_no_network(name, shape):
     assert len(datasets.load(f"random:{name}", split="train")) == 800
     with pytest.raises(ValueError, match="unknown dataset 'random:nope'"):
         datasets.load("random:nope")
+
+
+def test_random_images_of_two_sets_differ():
+    one, other = (datasets.load(f"random:{name}", split="all") for name in ("cifar10", "cifar100"))
+    assert not torch.equal(one.images, other.images)
+    datasets.check_apart(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("digits", None), ("digits", None)),
+        (("digits", None), ("digits", 16)),  # in another size no pixel is the same
+        (("mnist5k", None), ("random:mnist", None)),
+        (("random:mnist", 14), ("mnist5k", None)),
+        (("random:cifar10", None), ("random:cifar10", None)),
+    ],
+)
+def test_sets_of_one_source_are_not_apart(one, other):
+    sets = [
+        datasets.load(name, "all", num_images=50, image_size=size) for name, size in (one, other)
+    ]
+    with pytest.raises(
+        ValueError, match=f"'{other[0]}' holds images of '{one[0]}'.*another source"
+    ):
+        datasets.check_apart(*sets)
+
+
+def test_images_that_are_another_sets_are_found_under_any_name(digits, mnist5k):
+    datasets.check_apart(digits, mnist5k)
+    copied = torch.cat([torch.rand(3, 1, 8, 8), digits.images[5:6]])
+    mine = datasets.ImageSet(copied, torch.zeros(4).long(), ("any",), "folder:mine")
+    with pytest.raises(ValueError, match="'folder:mine' holds images of 'digits'"):
+        datasets.check_apart(digits, mine)
+    datasets.check_apart(digits, replace(mine, images=mine.images[:3], labels=mine.labels[:3]))
+    with pytest.raises(ValueError, match="'folder:mine' holds images of 'digits'"):
+        datasets.check_apart(mnist5k, digits, mine)  # any two of several

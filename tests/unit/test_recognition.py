@@ -79,6 +79,13 @@ def test_training_separates_people_and_is_kept():
     assert not torch.equal(other(images), embed(images))
 
 
+def test_a_photo_that_is_left_over_is_no_batch_of_its_own():
+    """65 photos, 64 a step: batch norm over embeddings has no statistics of one."""
+    photos = torch.rand(65, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    embed = recognition.train_embedding(photos, torch.arange(65) % 5, num_epochs=1)
+    assert embed(photos).norm(dim=1).allclose(torch.ones(65), atol=1e-5)
+
+
 def test_one_person_cannot_be_told_apart():
     with pytest.raises(ValueError, match="at least two people"):
         recognition.train_embedding(torch.rand(4, 3, 32, 32), torch.zeros(4).long())

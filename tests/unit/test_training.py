@@ -325,6 +325,50 @@ def test_some_models_train_one_by_one(digits, build):
         training.fit_many(*arguments, num_epochs=1, form="batched")
 
 
+def flat_batch_norm():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize(("count", "batch"), [(33, 32), (65, 64), (5, 2)])
+def test_an_image_that_is_left_over_joins_the_batch_before_it(digits, count, batch, monkeypatch):
+    """Batch norm has no statistics of one image, and no image is left out."""
+    some = digits.pool.subset(range(count))
+    sizes = []
+
+    def counting(logits, labels):
+        sizes.append(len(labels))
+        return F.cross_entropy(logits, labels)
+
+    settings = dict(num_epochs=2, batch_size=batch, lr=0.01)
+    model = seeding.initialized(flat_batch_norm, 0)
+    training.fit(model, some.images, some.labels, loss=counting, **settings)
+    assert sizes == [*[batch] * (count // batch - 1), batch + 1] * 2
+    assert model[2].num_batches_tracked == 2 * (count // batch)
+    subsets = torch.arange(count)[None]
+    many = training.fit_many(flat_batch_norm, some.images, some.labels, subsets, **settings)
+    assert many.logits(some.images).isfinite().all()
+    sizes.clear()  # without batch norm, as ever
+    training.fit(small_mlp(), some.images, some.labels, loss=counting, **settings)
+    assert sizes == [*[batch] * (count // batch), 1] * 2
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 32), (40, 1)])
+def test_batch_norm_of_one_image_is_refused(digits, count, batch):
+    some = digits.pool.subset(range(count))
+    message = "batch norm needs two images a step: raise batch_size or take more"
+    for build in (flat_batch_norm, with_batch_norm):
+        with pytest.raises(ValueError, match=message):
+            training.fit(build(), some.images, some.labels, num_epochs=1, batch_size=batch)
+        with pytest.raises(ValueError, match=message):
+            rows = torch.arange(count)[None]
+            training.fit_many(build, some.images, some.labels, rows, num_epochs=1, batch_size=batch)
+    with pytest.raises(ValueError, match=message):  # a pool of many, of which a model sees one
+        rows = torch.tensor([[0], [1]])
+        training.fit_many(
+            flat_batch_norm, digits.pool.images, digits.pool.labels, rows, num_epochs=1
+        )
+
+
 def test_frozen_weights_stay(digits):
     ensemble = training.fit_many(
         with_frozen_layer,

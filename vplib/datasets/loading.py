@@ -1,11 +1,12 @@
 """`load(name)`: from a package, from disk, from the network, or from the user's own folder."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from vplib import experiment
+from vplib import experiment, seeding
 from vplib.datasets import downloaded, faces
 from vplib.datasets.downloaded import SETS
 from vplib.datasets.folder import list_folder, read_images
@@ -30,7 +31,7 @@ def _mnist5k(split: str) -> Stored:
 def _random(name: str) -> Stored:
     """A thousand random images of this set's shape, for a rehearsal; of each class equally many."""
     shape, num_classes = SETS[name]["shape"], SETS[name]["num_classes"]
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator().manual_seed(seeding.derive(0, name))
     pixels = torch.randint(256, (1000, *shape), generator=draws, dtype=torch.uint8)
     labels = torch.arange(1000) % num_classes
     return from_arrays([(pixels, labels)], map(str, range(num_classes)))
@@ -58,6 +59,28 @@ def check_name(name: str) -> None:
     elif name not in NAMES and name.removeprefix("random:") not in SETS:
         hint = experiment.nearest(name, NAMES)
         raise ValueError(f"unknown dataset {name!r}; {hint} (own images: 'folder:PATH')")
+
+
+def check_apart(*sets: ImageSet) -> None:
+    """Refuses sets that hold images of each other, under whatever names: mnist5k is part of mnist.
+
+    An attacker's images must not contain the victim's, or what is found is found in the data.
+
+    Args:
+        *sets: as `load` returned them, whole or a part of each.
+
+    Raises:
+        ValueError: two of them come from one source, or have an image in common.
+    """
+    for one, other in itertools.combinations(sets, 2):
+        names = [s.name.removeprefix("random:") for s in (one, other)]
+        first, second = (SETS.get(name, {}).get("part_of", name) for name in names)
+        seen, images = ({i.tobytes() for i in s.images.cpu().numpy()} for s in (one, other))
+        if first == second or seen & images:
+            raise ValueError(
+                f"{other.name!r} holds images of {one.name!r}, which whoever has it must not have; "
+                "take a set from another source"
+            )
 
 
 def load(

@@ -52,7 +52,8 @@ def fit(
         labels: (N,) class indices, or (N, classes) probabilities.
         num_epochs: passes over the images.
         lr: learning rate.
-        batch_size: images a step; the last batch of an epoch may be smaller.
+        batch_size: images a step; the last batch of an epoch may be smaller. A single image that
+            is left joins the batch before it where there is batch norm, which needs two.
         momentum: of SGD.
         weight_decay: L2 penalty.
         optimizer: "sgd" or "adam".
@@ -63,7 +64,7 @@ def fit(
         The same model, in evaluation mode.
 
     Raises:
-        ValueError: a setting or label is out of range.
+        ValueError: a setting or label is out of range, or batch norm would see one image a step.
         FloatingPointError: the loss is no longer finite.
     """
     _check(model, images, labels, num_epochs, lr, batch_size, optimizer)
@@ -80,7 +81,10 @@ def fit(
     order = torch.Generator().manual_seed(seeding.derive(seed, "order"))
     with seeding.seeded(seeding.derive(seed, "dropout")), threads.one_thread(images):
         for _ in range(num_epochs):
-            for rows in torch.randperm(len(images), generator=order).split(batch_size):
+            batches = list(torch.randperm(len(images), generator=order).split(batch_size))
+            if len(batches[-1]) == 1 < batch_size and has_batch_norm(model):
+                batches[-2:] = [torch.cat(batches[-2:])]
+            for rows in batches:
                 rows = rows.to(images.device)
                 value = loss(model(images[rows]), labels[rows])
                 stepper.zero_grad()
@@ -88,6 +92,11 @@ def fit(
                 stepper.step()
             check_finite(value, lr)
     return model.eval()
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model, in training mode, makes images of one batch depend on each other."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ def fit_many(
         raise ValueError(f"subsets must be int64 rows of the pool, not {subsets.dtype}")
     if subsets.min() < 0 or subsets.max() >= len(images):
         raise ValueError(f"subsets must hold rows 0..{len(images) - 1} of the pool")
-    if form not in ("auto", "batched", "loop"):
+    if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; {experiment.nearest(form, FORMS)}")
     forward = stacked.forward_of(seeding.initialized(build, 0)) if loss is F.cross_entropy else None
     if form == "batched" and forward is None:
@@ -314,6 +323,8 @@ def _check(model, images, labels, num_epochs, lr, batch_size, optimizer) -> None
         raise ValueError(
             f"num_epochs {num_epochs}, batch_size {batch_size} and lr {lr} must be positive"
         )
+    if has_batch_norm(model) and min(batch_size, len(images)) < 2:
+        raise ValueError("batch norm needs two images a step: raise batch_size or take more")
     if optimizer not in ("sgd", "adam"):
         raise ValueError(f"unknown optimizer {optimizer!r}; known: sgd, adam")
     with torch.no_grad():

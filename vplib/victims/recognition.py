@@ -179,19 +179,10 @@ def train_embedding(
     def build():
         return nn.Sequential(Shaken(), network(shape), Cosines(num_people))
 
+    rows = torch.arange(len(images))[None]
+    settings = dict(num_epochs=num_epochs, lr=lr, batch_size=64, optimizer="adam", loss=margin_loss)
     trained = training.fit_many(
-        build,
-        images,
-        people,
-        torch.arange(len(images))[None],
-        num_epochs=num_epochs,
-        lr=lr,
-        batch_size=64,
-        optimizer="adam",
-        loss=margin_loss,
-        seed=seed,
-        form="loop",
-        description=description,
+        build, images, people, rows, seed=seed, form="loop", description=description, **settings
     )
     return trained.model(0)[1].requires_grad_(False)
 

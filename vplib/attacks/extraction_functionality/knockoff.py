@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vplib import seeding
+from vplib.datasets.imageset import is_whole
 from vplib.nets import training
 
 Ask = Callable[[Tensor], Tensor]
 REWARDS = ("certainty", "diversity", "loss")
-LR, BATCH = 0.01, 64  # of clones
+COIN = "coin"  # a reward that says nothing: the control of what the others teach a policy
+BATCH = 64  # images a step of a clone
 # Of the adaptive choice: the bandit's step, queries a round (the policy moves between rounds),
 # training steps of its clone a round, and the recent rewards that scale and baseline come from.
 BANDIT_LR, ROUND, CLONE_STEPS, WINDOW = 0.5, 20, 2, 100
@@ -45,9 +47,28 @@ def draw_rows(num_images: int, budget: int, num_draws: int, seed: int = 0) -> Te
     if budget > num_images:
         raise ValueError(f"a pool of {num_images} images has no {budget} different queries")
     rng = np.random.default_rng(seed)
-    return torch.stack(
-        [torch.from_numpy(rng.permutation(num_images)[:budget]) for _ in range(num_draws)]
-    )
+    orders = [rng.permutation(num_images)[:budget] for _ in range(num_draws)]
+    return torch.from_numpy(np.stack(orders))
+
+
+def budgets_with(own: int | None, budgets: Sequence[int], most: int, name: str) -> list[int]:
+    """The budgets of a sweep in order, with one of the reader's own among them.
+
+    Args:
+        own: the reader's; None: none.
+        budgets: of the profile.
+        most: different queries that the smallest pool has.
+        name: of the transfer set that the pool's size comes from, for the message.
+
+    Raises:
+        ValueError: the reader's is no whole number from 1 to `most`.
+    """
+    if own is not None and not (is_whole(own, 1) and own <= most):
+        raise ValueError(
+            f"BUDGET must be a whole number from 1 to {most}, as many different queries as there "
+            f"are with {name!r} as the other set, not {own!r}"
+        )
+    return sorted({*budgets, *([] if own is None else [own])})
 
 
 def as_targets(answers: Tensor, num_classes: int) -> Tensor:
@@ -86,9 +107,10 @@ def train_clones(
     targets: Tensor,
     *,
     num_steps: int,
+    lr: float = 0.01,
     seed: int = 0,
 ) -> training.Ensemble:
-    """K clones, each on its own images and answers, from scratch and with cross-entropy.
+    """K clones, each on its own images and answers, with Adam and cross-entropy.
 
     Args:
         build: makes one untrained clone: the attacker's choice of architecture.
@@ -96,25 +118,19 @@ def train_clones(
         targets: (K, B, classes) what the black boxes said.
         num_steps: about how many steps, whatever the budget: otherwise few queries would also mean
             little training.
+        lr: learning rate.
         seed: of initialization and order.
 
     Source:
-        Orekondy et al., Knockoff nets, CVPR 2019, section 4.2. The paper starts from ImageNet's
-        weights and trains with SGD; here clones start from scratch.
+        Orekondy et al., Knockoff nets, CVPR 2019, section 4.2. The paper trains with SGD, and from
+        ImageNet's weights, as `pretrained` has them.
     """
     num_clones, budget = images.shape[:2]
-    return training.fit_many(
-        build,
-        images.flatten(0, 1),
-        targets.flatten(0, 1),
-        torch.arange(num_clones * budget).view(num_clones, budget),
-        num_epochs=max(1, round(num_steps / -(-budget // BATCH))),
-        optimizer="adam",
-        lr=LR,
-        batch_size=BATCH,
-        seed=seed,
-        description="clones",
-    )
+    rows = torch.arange(num_clones * budget).view(num_clones, budget)
+    pool = images.flatten(0, 1), targets.flatten(0, 1)
+    num_epochs = max(1, round(num_steps / -(-budget // BATCH)))
+    settings = dict(num_epochs=num_epochs, optimizer="adam", lr=lr, batch_size=BATCH, seed=seed)
+    return training.fit_many(build, *pool, rows, description="clones", **settings)
 
 
 def reward_certainty(answers: Tensor) -> Tensor:
@@ -193,71 +209,70 @@ def choose_adaptively(
     build: training.Build,
     images: Tensor,
     sources: Tensor,
-    classes: Tensor,
     num_classes: int,
     budget: int,
     *,
     rewards: Sequence[str],
+    lr: float = 0.003,
     seed: int = 0,
 ) -> Policy:
-    """Learns while asking which part of a labelled pool is worth asking about.
+    """Learns while asking which source of a pool is worth asking about.
 
-    A policy over a tree of two levels chooses a source, then one of its classes, then an image of
-    that class that was not asked about yet. A clone that is trained on the way gives the loss.
+    A policy chooses a source, then an image of it that was not asked about yet. A clone that is
+    trained on the way gives the loss.
 
     Args:
         ask: the black box.
         build: makes the clone.
         images: (N, C, H, W) the attacker's pool.
-        sources: (N,) upper level: the part of the pool, as an index.
-        classes: (N,) lower level: the class within the part; the attacker's labels of own images.
+        sources: (N,) the source of each image, as an index: the attacker's labels of own images.
         num_classes: of the black box.
         budget: queries, exactly.
-        rewards: one or more of `REWARDS`; of several the sum counts, each scaled to [0, 1].
+        rewards: one or more of `REWARDS`, or `COIN`; of several the sum counts, each scaled to
+            [0, 1].
+        lr: learning rate of the clone.
         seed: decides the draws and the clone.
 
     Raises:
         ValueError: a reward is unknown, or the pool is smaller than the budget.
 
     Source:
-        Orekondy et al. 2019, section 4.1.2. Asks in rounds instead of one image at a time.
+        Orekondy et al. 2019, section 4.1.2. Asks in rounds instead of one image at a time; the
+        paper's policy chooses within a source, too, down a tree of classes.
     """
-    if not rewards or not set(rewards) <= set(REWARDS):
+    if not rewards or not set(rewards) <= {*REWARDS, COIN}:
         raise ValueError(f"rewards must be one or more of {', '.join(REWARDS)}, not {rewards}")
     if budget > len(images):
         raise ValueError(f"a pool of {len(images)} images has no {budget} different queries")
-    rng = np.random.default_rng(seed)
+    rng, sources = np.random.default_rng(seed), sources.cpu()
     clone = seeding.initialized(build, seed).to(images.device)
-    stepper = torch.optim.Adam(clone.parameters(), lr=0.003)
-    leaves, leaf_of = torch.stack([sources, classes], 1).unique(dim=0, return_inverse=True)
-    left = [list(rng.permutation(torch.where(leaf_of == i)[0])) for i in range(len(leaves))]
-    upper, lower = torch.zeros(int(sources.max()) + 1), torch.zeros(len(leaves))
-    rows, targets = [], images.new_zeros(0, num_classes)
-    history, shares = {name: [] for name in (*rewards, "sum")}, []
+    stepper = torch.optim.Adam(clone.parameters(), lr=lr)
+    left = [rng.permutation(torch.where(sources == s)[0]).tolist() for s in sources.unique()]
+    preferences, shares = torch.zeros(len(left)), []
+    rows, targets, history = [], images.new_zeros(0, num_classes), {"sum": []}
     while len(rows) < budget:
-        share, taken = _sample(upper, lower, leaves[:, 0], left, rng)
-        taken = taken[: budget - len(rows)]
-        shares.append(share)
-        new = [int(left[leaf].pop()) for leaf in taken]
+        empty = torch.tensor([not of_source for of_source in left])
+        shares.append(preferences.masked_fill(empty, -torch.inf).softmax(-1))
+        chances, taken, new = shares[-1].double(), [], []
+        size = min(ROUND, budget - len(rows))
+        for source in rng.choice(len(left), size, p=chances / chances.sum()):
+            if left[source]:
+                taken.append(int(source))
+                new.append(left[source].pop())
         found = as_targets(ask(images[new]), num_classes)
         past = torch.cat([targets, found])[-len(found) - WINDOW :]
         with torch.no_grad():
-            said = clone(images[new]).softmax(-1)
+            said = clone.eval()(images[new]).softmax(-1)
         each = dict(certainty=reward_certainty(found), diversity=reward_diversity(found, past))
-        each["loss"] = reward_loss(found, said)
+        each |= {"loss": reward_loss(found, said), COIN: torch.from_numpy(rng.random(len(new)))}
         total = _scaled_sum({name: each[name] for name in rewards}, history)
         advantages = total - float(np.mean(history["sum"][-WINDOW:]))
-        at = leaves[taken, 0]
-        upper = update_preferences(upper, at, advantages, BANDIT_LR)
-        for source in at.unique():
-            inside = torch.where(leaves[:, 0] == source)[0]
-            actions = torch.searchsorted(inside, torch.tensor(taken)[at == source])
-            gains = advantages[at == source]
-            lower[inside] = update_preferences(lower[inside], actions, gains, BANDIT_LR)
+        preferences = update_preferences(preferences, torch.tensor(taken), advantages, BANDIT_LR)
         rows += new
         targets = torch.cat([targets, found])
+        clone.train()
         for _ in range(CLONE_STEPS):
-            some = torch.from_numpy(rng.integers(len(rows), size=64))
+            some = torch.from_numpy(rng.integers(len(rows), size=min(BATCH, 2 * len(rows))))
             loss = F.cross_entropy(clone(images[torch.tensor(rows)[some]]), targets[some])
             stepper.zero_grad()
             loss.backward()
@@ -265,31 +280,12 @@ def choose_adaptively(
     return Policy(torch.tensor(rows), targets, torch.stack(shares))
 
 
-def _sample(upper, lower, source, left, rng) -> tuple[Tensor, list[int]]:
-    """The policy's probability of each source, and leaves drawn from it that have images left."""
-    empty = torch.tensor([not rows for rows in left])
-    level = lower.masked_fill(empty, -torch.inf)
-    closed = torch.tensor([bool(empty[source == s].all()) for s in range(len(upper))])
-    share = upper.masked_fill(closed, -torch.inf).softmax(-1)
-    weight = torch.zeros(len(lower), dtype=torch.double)
-    for s in torch.where(~closed)[0]:
-        weight[source == s] = (share[s] * level[source == s].softmax(-1)).double()
-    chances = (weight / weight.sum()).numpy()
-    drawn, room = [], [len(rows) for rows in left]
-    for leaf in rng.choice(len(left), size=ROUND, p=chances).tolist():
-        if room[leaf]:
-            room[leaf] -= 1
-            drawn.append(leaf)
-    return share, drawn
-
-
 def _scaled_sum(rewards: dict[str, Tensor], history: dict) -> Tensor:
     """The sum of rewards, each scaled to [0, 1] by its recent range; notes what it has seen."""
     total = 0
     for name, values in rewards.items():
-        history[name] += values.tolist()
-        recent = history[name][-WINDOW:]
-        low, high = min(recent), max(recent)
-        total = total + (values - low).clamp_min(0) / max(high - low, 1e-9)
+        recent = (history.get(name, []) + values.tolist())[-WINDOW:]
+        history[name], low = recent, min(recent)
+        total = total + (values - low).clamp_min(0) / max(max(recent) - low, 1e-9)
     history["sum"] += total.tolist()
-    return total.cpu()
+    return total.cpu().float()

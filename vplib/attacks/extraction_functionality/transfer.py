@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vplib import datasets
 
-PHOTOGRAPHS = (  # those that travel inside scikit-image: nothing is downloaded
-    "astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "moon",
-    "rocket",
-)  # fmt: skip
+# Photographs that travel inside scikit-image: nothing is downloaded.
+TEXTURES = ("brick", "coins", "grass", "gravel", "moon")
+PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket", *TEXTURES)
+WRITTEN = ("digits", "mnist5k", "mnist", "usps", "omniglot")  # sets that are framed by their ink
 MAX_STROKES = 3  # in an image
 MARGIN = 0.15  # the largest around ink, as a share of the frame
 
@@ -29,7 +29,7 @@ def noise_images(num_images: int, shape: Sequence[int], seed: int = 0) -> Tensor
     return torch.rand((num_images, *shape), generator=generator)
 
 
-def stroke_images(num_images: int, shape: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+def stroke_images(num_images: int, shape: Sequence[int], seed: int = 0) -> Tensor:
     """Pen strokes: one to `MAX_STROKES` curves of random bends, drawn with a round soft pen.
 
     Nobody's handwriting and no digit font: what an attacker can render who only knows that the
@@ -41,7 +41,7 @@ def stroke_images(num_images: int, shape: Sequence[int], seed: int = 0) -> tuple
         seed: decides the strokes.
 
     Returns:
-        (N, C, H, W) images in [0, 1], bright on dark, and (N,) the number of strokes less one.
+        (N, C, H, W) images in [0, 1], bright on dark.
     """
     channels, height, width = shape
     generator = torch.Generator().manual_seed(seed)
@@ -71,11 +71,11 @@ def stroke_images(num_images: int, shape: Sequence[int], seed: int = 0) -> tuple
         dx = (points[some, :, 0, None] - columns) ** 2
         square = (dy[..., None] + dx[:, :, None]).amin(1)
         parts.append((-square / (2 * pen[some] ** 2)).exp())
-    return torch.cat(parts)[:, None].expand(-1, channels, -1, -1).contiguous(), count
+    return torch.cat(parts)[:, None].expand(-1, channels, -1, -1).contiguous()
 
 
 def photograph_patches(
-    num_images: int, shape: Sequence[int], seed: int = 0
+    num_images: int, shape: Sequence[int], seed: int = 0, names: Sequence[str] = PHOTOGRAPHS
 ) -> tuple[Tensor, Tensor]:
     """Random squares of scikit-image's photographs, scaled to one size and full contrast.
 
@@ -83,17 +83,18 @@ def photograph_patches(
         num_images: how many.
         shape: (C, H, W) of one image; with one channel, in gray.
         seed: decides photographs and places.
+        names: of the photographs.
 
     Returns:
         (N, C, H, W) images in [0, 1], and (N,) the photograph each comes from, as an index into
-        `PHOTOGRAPHS`.
+        `names`.
     """
     from skimage import data
 
     channels, *size = shape
     rng = np.random.default_rng(seed)
     photographs = []
-    for name in PHOTOGRAPHS:
+    for name in names:
         pixels = torch.from_numpy(np.array(getattr(data, name)())).float() / 255
         pixels = pixels[None] if pixels.ndim == 2 else pixels[..., :3].permute(2, 0, 1)
         pixels = pixels.mean(0, keepdim=True) if channels == 1 else pixels
@@ -102,9 +103,9 @@ def photograph_patches(
     patches = []
     for which in source:
         photograph = photographs[which]
-        height, width = photograph.shape[1:]
-        side = int(rng.integers(max(size), min(height, width, 8 * max(size)) + 1))
-        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        fits = min(photograph.shape[1:])
+        side = int(rng.integers(min(max(size), fits), min(fits, 8 * max(size)) + 1))
+        top, left = (int(rng.integers(n - side + 1)) for n in photograph.shape[1:])
         patch = photograph[None, :, top : top + side, left : left + side]
         patches.append(F.adaptive_avg_pool2d(patch, size))
     patches = torch.cat(patches)
@@ -142,3 +143,29 @@ def fill_frame(images: Tensor, size: int, seed: int = 0) -> Tensor:
         cut.append(datasets.resize(image[None], size))
     cut = torch.cat(cut)
     return (cut / cut.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)).clamp(0, 1)
+
+
+def as_queries(images: datasets.ImageSet, shape: Sequence[int], seed: int = 0) -> Tensor:
+    """Another set's images in the shape that the victim takes.
+
+    What is written is framed by its ink (`fill_frame`), all else scaled. Gray becomes equal
+    colours, and colours their mean.
+
+    Args:
+        images: the other set.
+        shape: (C, H, W) of what the victim takes.
+        seed: decides the margins of what is written.
+
+    Returns:
+        (N, C, H, W) in [0, 1].
+    """
+    channels, *size = shape
+    found = images.images
+    if images.name.removeprefix("random:") in WRITTEN:
+        found = fill_frame(found, max(size), seed)
+    if len(found[0]) != channels:
+        found = found.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+    if list(found.shape[2:]) != size:
+        found = datasets.resize(found, max(size))
+        found = F.interpolate(found, size, mode="bilinear", antialias=True).clamp(0, 1)
+    return found.contiguous()
