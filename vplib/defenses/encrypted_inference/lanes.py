@@ -146,7 +146,8 @@ class Lanes:
     def tolerance(self, logits: np.ndarray, image: np.ndarray) -> float:
         """How far the decrypted logits of one image, (1, H, W), may be off."""
         noise = networks.slot_noise(self.parameters.poly_modulus_degree, self.integer.input_scale)
-        return 10 * networks.predict_error(self.network, image.repeat(64, 0), noise)
+        error = networks.predict_error(self.network, image.repeat(64, 0), noise)
+        return 10 * error + 1e-6 * np.abs(logits).max()
 
     def _row_band(self) -> np.ndarray:
         """The convolution of one row of positions, as a matrix on the k rows of pixels it sees."""

@@ -205,8 +205,11 @@ def quantize(
     if not 1 <= input_bits <= 40:
         raise ValueError(f"input_bits must lie in 1..40, not {input_bits}")
     scale, weights, biases, rounded = 2.0**input_bits, [], [], []
+    bounds, largest_input = network.bounds(), 1.0
     for i, ((weight, bias), bits) in enumerate(zip(network.layers(), weight_bits, strict=True)):
-        step = (2**bits - 1) / (np.abs(weight).max() or 1.0)
+        fan = weight[0].size * largest_input  # where a bias is all that counts, coarse weights do
+        step = (2**bits - 1) / (max(np.abs(weight).max(), bounds[i] / fan if fan else 0) or 1.0)
+        largest_input = bounds[i] ** 2
         scale = (scale if i == 0 else scale**2) * step
         whole = [int(np.rint(b)) for b in bias * scale]
         weights.append(np.rint(weight * step))

@@ -115,7 +115,7 @@ class Tensors:
         self.layout = dict(stride=network.stride, padding=network.padding)
         enlarged, gain = network.enlarged()
         room = parameters.coeff_bits[0] - 1 - parameters.scale_bits
-        factor = 2.0 ** np.floor(room - np.log2(enlarged.logit_bound()))
+        factor = 2.0 ** (np.ceil(room - np.log2(enlarged.logit_bound())) - 1)  # a bit to spare, or less
         if factor < 2.0**-5:  # measured: noise is some 2^-8 of the last scale
             raise networks.OverBudget(
                 f"logits up to {network.logit_bound():.3g} leave no fraction in "
