@@ -43,7 +43,6 @@ FIRST_EDITION = (
     "attacks/membership_label_only",
     "defenses/dp_gan",
     "defenses/dp_sgd",
-    "defenses/encrypted_inference",
     "images/adversarial_cloaking",
 )
 FIRST_EDITION_LINES = 30

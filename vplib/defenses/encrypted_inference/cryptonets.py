@@ -10,8 +10,6 @@ from torch import nn
 
 from vplib.defenses.encrypted_inference.network import SquareNetwork
 
-LINEAR = nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.Flatten, nn.AvgPool2d
-
 
 class Square(nn.Module):
     """x * x: the one nonlinearity that homomorphic encryption gives for a single product."""
@@ -19,6 +17,10 @@ class Square(nn.Module):
     def forward(self, x):
         """The squares, element by element."""
         return x * x
+
+
+# All that may stand between the squares: linear, once trained.
+KNOWN = Square, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.Flatten, nn.AvgPool2d
 
 
 def cryptonets(
@@ -69,58 +71,45 @@ def from_torch(model: nn.Sequential, image_size: int) -> SquareNetwork:
     """
     model = copy.deepcopy(model).eval().double().cpu()
     squares = [i for i, module in enumerate(model) if isinstance(module, Square)]
-    others = [module for module in model if not isinstance(module, Square)]
-    for module in others:
-        if not isinstance(module, LINEAR) or getattr(module, "running_mean", 0) is None:
-            raise ValueError(f"{module} is not linear in its input; known: {_names(LINEAR)}")
-    if len(squares) != 2 or not squares[0] or not _is_plain(model[0]):
+    if len(squares) != 2 or not _is_plain(model[0]):
         raise ValueError(
             f"the model has {len(squares)} squares and starts with {model[0]}; it must have 2, and "
-            "start with a convolution of one channel with a square kernel, equal strides and zero "
-            "padding, without dilation"
+            "start with a convolution of one channel with a square kernel, equal strides, zero "
+            "padding given in pixels, and no dilation"
         )
-    if wrong := [m for m in model[1 : squares[0]] if not isinstance(m, nn.BatchNorm2d)]:
-        raise ValueError(f"{wrong[0]} stands before the first square; only batch norms may")
-    parts = np.split(np.arange(len(model)), [squares[0], squares[0] + 1, squares[1], squares[1] + 1])
-    x, layers = torch.zeros(1, 1, image_size, image_size).double(), []
+    first, conv = model[: squares[0]], model[0]
+    for i, module in enumerate(model):
+        known = (nn.BatchNorm2d,) if 0 < i < squares[0] else KNOWN
+        if not isinstance(module, known) or getattr(module, "running_mean", 0) is None:
+            names = ", ".join(t.__name__ for t in known)
+            raise ValueError(f"{module} cannot be merged at this place; known here: {names}")
     with torch.no_grad():
-        layers.append(_folded(*model[: squares[0]]))
-        x = model[: squares[0]](x)
-        for rows in parts[2::2]:
-            part = model[int(rows[0]) : int(rows[-1]) + 1]
-            bias = part(torch.zeros_like(x))[0]
-            weight = part(torch.eye(x[0].numel()).double().view(-1, *x.shape[1:])) - bias
-            x = bias[None]
-            layers.append((weight.flatten(1).T, bias.flatten()))
-        conv, arrays = model[0], [np.ascontiguousarray(v.numpy()) for pair in layers for v in pair]
-        found = SquareNetwork(
-            *arrays, image_size=image_size, stride=conv.stride[0], padding=conv.padding[0]
-        )
         images = torch.rand(8, 1, image_size, image_size, generator=torch.Generator()).double()
-        if not np.allclose(found.logits(images), model(images), rtol=1e-6, atol=1e-6):
-            raise ValueError("the merged layers compute something else than the model does")
+        wanted, shapes = model(images), [images.shape[1:]]
+        for part in (first, model[squares[0] + 1 : squares[1]]):
+            shapes.append(part(torch.zeros(1, *shapes[-1]).double()).shape[1:])
+        stride, padding = conv.stride[0], conv.padding[0]
+        conv.padding = (0, 0)  # so that the first part's answers to a kernel's pixels are numbers
+        kernel, conv_bias = _merged(first, (1, *conv.kernel_size))
+        dense = _merged(model[squares[0] + 1 : squares[1]], shapes[1])
+        last = _merged(model[squares[1] + 1 :], shapes[2])
+    arrays = kernel.view(-1, *conv.kernel_size), conv_bias, *dense, *last
+    arrays = [np.ascontiguousarray(v.numpy()) for v in arrays]
+    found = SquareNetwork(*arrays, image_size=image_size, stride=stride, padding=padding)
+    if not np.allclose(found.logits(images), wanted, rtol=1e-6, atol=1e-6):
+        raise ValueError("the merged layers compute something else than the model does")
     return found
 
 
 def _is_plain(conv: nn.Module) -> bool:
     if not isinstance(conv, nn.Conv2d) or isinstance(conv.padding, str):
         return False
-    same = all(len(set(v)) == 1 for v in (conv.kernel_size, conv.stride, conv.padding))
-    return same and conv.in_channels == conv.dilation[0] == conv.dilation[1] == 1 and (
-        conv.padding_mode == "zeros"
-    )
+    sizes = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    return repr(conv) == repr(nn.Conv2d(1, conv.out_channels, *sizes, bias=conv.bias is not None))
 
 
-def _folded(conv: nn.Conv2d, *norms: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kernel and bias of a convolution with the batch norms after it."""
-    kernel = conv.weight[:, 0]
-    bias = torch.zeros(len(kernel)).double() if conv.bias is None else conv.bias
-    for norm in norms:
-        scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
-        shift = 0.0 if norm.bias is None else norm.bias
-        kernel, bias = kernel * scale[:, None, None], (bias - norm.running_mean) * scale + shift
-    return kernel, bias
-
-
-def _names(types: tuple) -> str:
-    return ", ".join(t.__name__ for t in types)
+def _merged(part: nn.Module, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a linear part, from its answers to zero and to each unit."""
+    units = torch.eye(math.prod(shape)).double().view(-1, *shape)
+    bias = part(torch.zeros_like(units[:1]))
+    return (part(units) - bias).flatten(1).T, bias.flatten()

@@ -113,18 +113,22 @@ class Files:
 
 
 class Secret:
-    """A fresh secret key, and what encrypts and decrypts under it.
+    """A secret key, and what encrypts and decrypts under it.
 
     Args:
         parameters: of the encryption.
+        key: the bytes of the secret key; by default a fresh one.
     """
 
-    def __init__(self, parameters: Parameters):
+    def __init__(self, parameters: Parameters, key: bytes | None = None):
         self.parameters, self.files = parameters, Files()
         self.context, self.primes = parameters.context()
         self.generator = sealapi.KeyGenerator(self.context)
-        self._encryptor = sealapi.Encryptor(self.context, self.generator.secret_key())
-        self._decryptor = sealapi.Decryptor(self.context, self.generator.secret_key())
+        secret = self.generator.secret_key()
+        if key is not None:
+            secret = self.files.load(sealapi.SecretKey(), self.context, key)
+        self._encryptor = sealapi.Encryptor(self.context, secret)
+        self._decryptor = sealapi.Decryptor(self.context, secret)
         self._encoder = sealapi.CKKSEncoder(self.context)
 
     def encode(self, values: np.ndarray):

@@ -155,6 +155,8 @@ class Client:
         with _as_message_error("the answer is no ciphertext of these parameters"):
             found = self.secret.decrypt([parts[i] for i in sorted(parts)], len(self.known_logits))
             found = found[: self._count + (self.batch_size > 1)] / self.scale
+            if (num_classes := found.shape[1]) != len(self.known_logits):
+                raise MessageError(f"{num_classes} classes came back, not {len(self.known_logits)}")
         if self.batch_size == 1:
             return found
         self._check_known(found[-1])

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from vplib.defenses.encrypted_inference import network as networks
+from vplib.defenses.encrypted_inference import seal
 from vplib.defenses.encrypted_inference.messages import MessageError
-from vplib.defenses.encrypted_inference.seal import Parameters
 
 import tenseal  # isort: skip  (`seal` says what to do where it is missing)
 
 # Six products need five primes between the outer two. The first prime holds the logits, whose
 # bound is far above what real images reach.
-PARAMETERS = Parameters(8192, (44, 26, 26, 26, 26, 26, 44), 26)
+PARAMETERS = seal.Parameters(8192, (44, 26, 26, 26, 26, 26, 44), 26)
 
 
 def evaluate(x, network: networks.SquareNetwork):
@@ -60,8 +60,10 @@ def phases(images: np.ndarray, network_layout: dict) -> np.ndarray:
     return padded.reshape(len(images), h, s, h, s).transpose(0, 2, 4, 1, 3)
 
 
-class TensorSecret:
-    """The client's side: a TenSEAL context with the secret key.
+class TensorSecret(seal.Secret):
+    """The client's side: a TenSEAL context with the secret key, and SEAL for what comes back.
+
+    TenSEAL's own reader ends the process on some bytes, and a server could send them; SEAL checks.
 
     Args:
         parameters: the offer's.
@@ -71,35 +73,38 @@ class TensorSecret:
 
     parts = 1
 
-    def __init__(self, parameters: Parameters, image_size: int, layout: dict):
+    def __init__(self, parameters: seal.Parameters, image_size: int, layout: dict):
         self.layout = layout
         self.batch_size = parameters.slots - 1  # one slot holds the known-answer image
-        self.context = tenseal.context(
+        self.tenseal = tenseal.context(
             tenseal.SCHEME_TYPE.CKKS,
             parameters.poly_modulus_degree,
             coeff_mod_bit_sizes=list(parameters.coeff_bits),
             encryption_type=tenseal.ENCRYPTION_TYPE.SYMMETRIC,
         )
-        self.context.global_scale = 2.0**parameters.scale_bits
-        self.context.generate_relin_keys()
+        self.tenseal.global_scale = 2.0**parameters.scale_bits
+        self.tenseal.generate_relin_keys()
+        super().__init__(parameters, seal.Files().save(self.tenseal.secret_key().data))
 
     def keys(self) -> bytes:
         """What the server needs to multiply: relinearization keys, without the secret key."""
-        return self.context.serialize(save_secret_key=False, save_galois_keys=False)
+        return self.tenseal.serialize(save_secret_key=False, save_galois_keys=False)
 
     def encrypt(self, images: np.ndarray) -> Iterator[bytes]:
         """One ciphertext a pixel, of (images, H, W)."""
         batch = phases(images, self.layout)
-        yield tenseal.ckks_tensor(self.context, batch.tolist(), batch=True).serialize()
+        yield tenseal.ckks_tensor(self.tenseal, batch.tolist(), batch=True).serialize()
 
     def decrypt(self, bodies: list, num_classes: int) -> np.ndarray:
-        """(slots, classes) numbers of the answer."""
-        found = tenseal.ckks_tensor_from(self.context, bodies[0]).decrypt()
-        return np.array(found.tolist()).reshape(-1, num_classes)
+        """(slots, classes) numbers of the answer, a ciphertext a class."""
+        return np.array([self.decrypt_slots(cipher).real for cipher in bodies[0]]).T
 
 
 class Tensors:
     """The server's side: TenSEAL, under a client's evaluation keys.
+
+    TenSEAL's reader ends the process on some bytes: whoever has the session key can stop a server
+    of this form, which is a reason to let it run in a process of its own.
 
     Args:
         network: in floats.
@@ -115,7 +120,9 @@ class Tensors:
         self.layout = dict(stride=network.stride, padding=network.padding)
         enlarged, gain = network.enlarged()
         room = parameters.coeff_bits[0] - 1 - parameters.scale_bits
-        factor = 2.0 ** (np.ceil(room - np.log2(enlarged.logit_bound())) - 1)  # a bit to spare, or less
+        factor = 2.0 ** (
+            np.ceil(room - np.log2(enlarged.logit_bound())) - 1
+        )  # a bit to spare, or less
         if factor < 2.0**-5:  # measured: noise is some 2^-8 of the last scale
             raise networks.OverBudget(
                 f"logits up to {network.logit_bound():.3g} leave no fraction in "
@@ -149,6 +156,7 @@ class Tensors:
             raise MessageError("the keys hold the secret key, which must stay with the client")
         return context
 
-    def evaluate(self, body: bytes, part: int, keys) -> bytes:
-        """The bytes of encrypted logits, of a request's."""
-        return evaluate(tenseal.ckks_tensor_from(keys, body), self.scaled).serialize()
+    def evaluate(self, body: bytes, part: int, keys) -> list[bytes]:
+        """The bytes of encrypted logits, a ciphertext a class, of a request's."""
+        logits, files = evaluate(tenseal.ckks_tensor_from(keys, body), self.scaled), seal.Files()
+        return [files.save(cipher) for cipher in logits.ciphertext()]
