@@ -110,7 +110,7 @@ def _check_header(header: dict, kinds: tuple, expected: dict) -> None:
     for name, values in wanted.items():
         if (found := header.get(name)) not in values:
             hint = _HINTS.get(name, "does not fit")
-            raise MessageError(f"the message {hint} ({name} {found!r}, not {' or '.join(values)})")
+            raise MessageError(f"the message {hint} ({name} {found!r}, not {values[0]!r})")
 
 
 def _body(header: dict, body: memoryview):
