@@ -172,6 +172,8 @@ def test_cryptonets_sizes():
 def test_layers_must_fit(network):
     with pytest.raises(ValueError, match="do not fit each other on 7x7"):
         replace(network, image_size=7)
+    with pytest.raises(ValueError, match="must be finite"):
+        replace(network, fc1=network.fc1 * np.nan)
 
 
 def test_a_bound_by_hand():

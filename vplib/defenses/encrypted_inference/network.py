@@ -31,7 +31,7 @@ class SquareNetwork:
         padding: zeros around the image, in pixels.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not fit each other, or a number is not finite.
 
     Source:
         Gilad-Bachrach et al., CryptoNets, ICML 2016: 5 kernels of 5x5, stride 2, 100
@@ -56,6 +56,8 @@ class SquareNetwork:
         fits = fits and self.fc2.shape[1:] == self.fc1.shape[:1]
         for weight, bias in self.layers():
             fits = fits and bias.shape == weight.shape[:1]
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                raise ValueError("weights and biases must be finite; was the model trained to NaN?")
         if not fits:
             shapes = [weight.shape for weight, _ in self.layers()]
             raise ValueError(
