@@ -322,33 +322,29 @@ def test_each_form_answers_as_the_network(sides, network):
     assert np.abs(asked(server, client) - truth).max() < 0.02 * np.abs(truth).max()
 
 
-def _scaled(layer, factor):
-    def change(network):
-        pairs = enumerate(network.layers())
-        scale = {i: factor for i in range(3) if layer in (i, None)}
-        return network.with_layers(
-            [(w * scale.get(i, 1), b * scale.get(i, 1)) for i, (w, b) in pairs]
-        )
-
-    return change
+def _scaled(network, *factors):
+    pairs = zip(network.layers(), factors, strict=True)
+    return network.with_layers([(weight * f, bias * f) for (weight, bias), f in pairs])
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+UNUSUAL = {
+    "identity": lambda network: replace(network, fc1=np.eye(*network.fc1.shape)),
+    "all tiny": lambda network: _scaled(network, 1e-6, 1e-6, 1e-6),
+    "zero": lambda network: replace(network, fc1=0 * network.fc1),
+    "all small": lambda network: _scaled(network, 1e-3, 1e-3, 1e-3),
+    "small kernel": lambda network: _scaled(network, 1e-4, 1, 1),
+    "small last layer": lambda network: _scaled(network, 1, 1, 1e-5),
+}
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda network: replace(network, fc1=np.eye(*network.fc1.shape)),
-        lambda network: replace(network, fc1=0 * network.fc1),
-        _scaled(None, 1e-3),
-        _scaled(None, 1e-6),
-        _scaled(0, 1e-4),
-        _scaled(2, 1e-5),
-    ],
-    ids=["identity", "zero", "all small", "all tiny", "small kernel", "small last layer"],
+    ("form", "name"),
+    [(form, name) for form in (lanes.Lanes, taps.Taps) for name in UNUSUAL]
+    + [(tensors.Tensors, name) for name in ("identity", "all tiny")],  # slow
 )
-def test_unusual_weights_are_answered_right(change, form, network):
+def test_unusual_weights_are_answered_right(form, name, network):
     """They gave "ciphertext is transparent" and "scale out of bounds"."""
-    changed = change(network)
+    changed = UNUSUAL[name](network)
     server, client = connected(form, changed)
     client.check(server.answer)
     truth = changed.logits(IMAGES[: client.batch_size])

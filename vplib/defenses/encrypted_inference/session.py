@@ -250,9 +250,9 @@ def why_not(form: type) -> str | None:
     Args:
         form: `Lanes` or `Taps`; their byte layout is that of one version of SEAL.
     """
-    key, image = new_session_key(), np.random.default_rng(0).random((1, 7, 7))
+    key, image = new_session_key(), np.random.default_rng(0).random((1, 5, 5))
     try:
-        server = Server(form(networks.random_network()), key, image[0])
+        server = Server(form(networks.random_network(image_size=5, kernel=3)), key, image[0])
         client = Client(server.offer(), key)
         if server.form.keyed:
             server.answer(client.keys())
