@@ -204,28 +204,29 @@ class _Evaluation:
         hidden[: pack.hidden], last[pack.answers()] = net.fc1_bias, net.fc2_bias
         conv = pack.by_activation(net.conv_bias.repeat(net.width**2))
         self.biases = conv, hidden[pack.row % pack.narrow], last
-        self._plain = {}
+        self._plain, self._next = [], 0
 
-    def plain(self, name, values, like, scale: float):
-        """Numbers encoded at a ciphertext's level; kept, since levels repeat from call to call."""
-        if name not in self._plain:
-            self._plain[name] = plain = sealapi.Plaintext()
+    def plain(self, values, like, scale: float):
+        """Numbers encoded at a ciphertext's level; kept, since each image goes the same way."""
+        if self._next == len(self._plain):
+            self._plain.append(plain := sealapi.Plaintext())
             self.encoder.encode(values.tolist(), like.parms_id(), scale, plain)
             if plain.is_zero():  # SEAL refuses such a product ("transparent"): a unit of the scale
                 ones = np.full(len(values), 1 / scale)
                 self.encoder.encode(ones.tolist(), like.parms_id(), scale, plain)
-        return self._plain[name]
+        self._next += 1
+        return self._plain[self._next - 1]
 
     def rotate(self, cipher, steps: int):
         found = sealapi.Ciphertext(self.context)
         self.evaluator.rotate_vector(cipher, steps, self.galois, found)
         return found
 
-    def sum_of_products(self, ciphers, names, values, scale: float):
+    def sum_of_products(self, ciphers, values, scale: float):
         total = None
-        for cipher, name, numbers in zip(ciphers, names, values, strict=True):
+        for cipher, numbers in zip(ciphers, values, strict=True):
             product = sealapi.Ciphertext(self.context)
-            self.evaluator.multiply_plain(cipher, self.plain(name, numbers, cipher, scale), product)
+            self.evaluator.multiply_plain(cipher, self.plain(numbers, cipher, scale), product)
             total = self.plus(product, total)
         return total
 
@@ -243,8 +244,8 @@ class _Evaluation:
     def top_prime(self, cipher) -> float:
         return float(self.primes[cipher.coeff_modulus_size() - 1])
 
-    def square_with_bias(self, cipher, name: str, bias: np.ndarray):
-        self.evaluator.add_plain_inplace(cipher, self.plain(name, bias, cipher, cipher.scale))
+    def square_with_bias(self, cipher, bias: np.ndarray):
+        self.evaluator.add_plain_inplace(cipher, self.plain(bias, cipher, cipher.scale))
         self.evaluator.square_inplace(cipher)
         self.evaluator.relinearize_inplace(cipher, self.relin)
         self.evaluator.rescale_to_next_inplace(cipher)
@@ -252,33 +253,31 @@ class _Evaluation:
 
     def evaluate(self, parts: list) -> bytes:
         """A request's ciphertexts, to the answer's bytes."""
-        pack, run = self.packing, self.evaluator
+        pack, run, self._next = self.packing, self.evaluator, 0
         if len(parts) != pack.num_ciphertexts:
             raise MessageError(f"{len(parts)} ciphertexts are not the taps of this kernel")
         taps = [self.files.load(sealapi.Ciphertext(self.context), self.context, p) for p in parts]
-        names = [("tap", t) for t in range(len(taps))]
-        x = self.sum_of_products(taps, names, self.taps, self.top_prime(taps[0]))
+        x = self.sum_of_products(taps, self.taps, self.top_prime(taps[0]))
         mirrored = sealapi.Ciphertext(self.context)
         run.complex_conjugate(x, self.galois, mirrored)
         run.add_inplace(x, mirrored)
         run.rescale_to_next_inplace(x)
-        x = self.square_with_bias(x, "conv bias", self.biases[0])
+        x = self.square_with_bias(x, self.biases[0])
         turned = [self.rotate(x, pack.copies * b) for b in range(pack.baby)]
         hidden, top = None, self.top_prime(x)
         for q, values in enumerate(self.diagonals):
-            names = [("fc1", q, b) for b in range(pack.baby)]
-            part = self.sum_of_products(turned, names, values, top)
+            part = self.sum_of_products(turned, values, top)
             hidden = self.plus(self.rotate(part, pack.copies * pack.baby * q), hidden)
         run.rescale_to_next_inplace(hidden)
         self.sum_rotated(hidden, 1, pack.copies)
         self.sum_rotated(hidden, pack.copies * pack.narrow, pack.blocks)
-        hidden = self.square_with_bias(hidden, "fc1 bias", self.biases[1])
+        hidden = self.square_with_bias(hidden, self.biases[1])
         scale = self.form.answer_scale * self.top_prime(hidden) / hidden.scale
         found = None
         for g, values in enumerate(self.last):
-            part = self.sum_of_products([hidden], [("fc2", g)], [values], scale)
+            part = self.sum_of_products([hidden], [values], scale)
             found = self.plus(self.rotate(part, -g), found)
         self.sum_rotated(found, pack.copies, pack.narrow)  # before rescaling: tenfold less noise
         run.rescale_to_next_inplace(found)
-        run.add_plain_inplace(found, self.plain("fc2 bias", self.biases[2], found, found.scale))
+        run.add_plain_inplace(found, self.plain(self.biases[2], found, found.scale))
         return self.files.save(found)
