@@ -37,7 +37,7 @@ FIRST_EDITION = {
     "attacks/membership_label_only": 370,
     "defenses/dp_gan": 480,
     "defenses/dp_sgd": 390,
-    "defenses/encrypted_inference": 1181,
+    "defenses/encrypted_inference": 1189,
     "images/adversarial_cloaking": 290,
 }
 

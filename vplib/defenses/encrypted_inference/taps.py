@@ -1,8 +1,9 @@
 """One image at a time: packed taps, on SEAL's own operations (`tenseal.sealapi`).
 
-A ciphertext holds two taps of the kernel, in real and imaginary parts, for every position and every
-map of the convolution. Its spare room holds copies that the client has shifted, so that the dense
-layer by diagonals rotates once for many diagonals.
+A ciphertext holds taps of the kernel, two in real and imaginary parts, for every position and every
+map of the convolution. Its spare room holds copies: some with further taps, which rotations add,
+others that the client has shifted, so that the dense layer by diagonals rotates once for many
+diagonals. What is better depends on the network; `Packing` counts.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,10 @@ PARAMETERS = seal.Parameters(8192, (36, 28, 28, 28, 28, 28, 42), 28)
 
 
 class Packing:
-    """Where everything lies: slot `i * copies + j` is of activation `i + step * j`.
+    """Where everything lies: slot `i * copies + j` is of activation `i + step * (j // sharing)`.
+
+    Each `sharing` neighbours hold different taps of one activation; after the convolution the
+    first of them holds their sum, the others what nobody weighs.
 
     Args:
         slots: numbers in a ciphertext.
@@ -44,12 +48,19 @@ class Packing:
                 f"{self.maps * self.width**2} activations, {self.hidden} hidden units and "
                 f"{self.classes} classes do not fit into {slots} slots; use lanes"
             )
-        self.step = self.narrow // self.copies
-        self.baby = 1 << self.step.bit_length() // 2
-        self.num_ciphertexts = -(-(self.kernel**2) // 2)
+        self._share(min((1 << n for n in range(self.copies.bit_length())), key=self._share))
         index = np.arange(slots)
         self.row, self.copy = index // self.copies % self.wide, index % self.copies
-        self.activation = (self.row + self.step * self.copy) % self.wide
+        self.activation = (self.row + self.step * (self.copy // self.sharing)) % self.wide
+
+    def _share(self, sharing: int) -> float:
+        """Lets so many neighbours share the taps; the server's work in rotations (measured)."""
+        self.sharing, shifts = sharing, self.copies // sharing
+        self.step = self.narrow // shifts
+        self.baby = 1 << self.step.bit_length() // 2
+        self.num_ciphertexts = -(-(self.kernel**2) // (2 * sharing))
+        dense = self.baby + self.step // self.baby + np.log2(shifts)
+        return self.num_ciphertexts / 2 + 2 * np.log2(sharing) + dense
 
     def rotations(self) -> list[int]:
         """Every rotation that the server makes."""
@@ -71,17 +82,20 @@ class Packing:
         pad, k = self.padding, self.kernel
         seen = np.lib.stride_tricks.sliding_window_view(np.pad(image, pad), (k, k))
         seen = seen[:: self.stride, :: self.stride].reshape(-1, k * k).T  # (taps, positions)
-        return self._in_pairs(np.tile(seen, self.maps))
+        return self._by_share(np.tile(seen, self.maps))
 
     def taps(self, kernel: np.ndarray) -> np.ndarray:
         """The kernel in the same place; half of it, for the sum with the conjugate doubles."""
         flat = kernel.reshape(len(kernel), -1).T.repeat(self.width**2, axis=1)
-        return self._in_pairs(flat / 2).conj()
+        return self._by_share(flat / 2).conj()
 
-    def _in_pairs(self, taps: np.ndarray) -> np.ndarray:
-        padded = np.zeros((2 * self.num_ciphertexts, taps.shape[1]))
+    def _by_share(self, taps: np.ndarray) -> np.ndarray:
+        """(ciphertexts, slots) of (taps, activations): two in a number, `sharing` neighbours."""
+        padded = np.zeros((2 * self.num_ciphertexts * self.sharing, taps.shape[1]))
         padded[: len(taps)] = taps
-        return self.by_activation(padded[::2] + 1j * padded[1::2])
+        pairs = self.by_activation(padded[::2] + 1j * padded[1::2])
+        pairs = pairs.reshape(self.num_ciphertexts, self.sharing, self.slots)
+        return pairs[:, self.copy % self.sharing, np.arange(self.slots)]
 
     def diagonals(self, weight: np.ndarray) -> np.ndarray:
         """(giant steps, baby steps, slots) of a dense layer from `wide` to `narrow`."""
@@ -89,7 +103,7 @@ class Packing:
         padded[: weight.shape[0], : weight.shape[1]] = weight
         giant = np.arange(self.step // self.baby)[:, None, None] * self.baby
         column = (self.activation + np.arange(self.baby)[:, None]) % self.wide
-        return padded[(self.row - giant) % self.narrow, column]
+        return padded[(self.row - giant) % self.narrow, column] * (self.copy % self.sharing == 0)
 
     def last_layer(self, weight: np.ndarray) -> np.ndarray:
         """(groups, slots): class `group * blocks + block` weighs the hidden units of its block."""
@@ -262,6 +276,7 @@ class _Evaluation:
         run.complex_conjugate(x, self.galois, mirrored)
         run.add_inplace(x, mirrored)
         run.rescale_to_next_inplace(x)
+        self.sum_rotated(x, 1, pack.sharing)
         x = self.square_with_bias(x, self.biases[0])
         turned = [self.rotate(x, pack.copies * b) for b in range(pack.baby)]
         hidden, top = None, self.top_prime(x)
@@ -269,7 +284,7 @@ class _Evaluation:
             part = self.sum_of_products(turned, values, top)
             hidden = self.plus(self.rotate(part, pack.copies * pack.baby * q), hidden)
         run.rescale_to_next_inplace(hidden)
-        self.sum_rotated(hidden, 1, pack.copies)
+        self.sum_rotated(hidden, pack.sharing, pack.copies // pack.sharing)
         self.sum_rotated(hidden, pack.copies * pack.narrow, pack.blocks)
         hidden = self.square_with_bias(hidden, self.biases[1])
         scale = self.form.answer_scale * self.top_prime(hidden) / hidden.scale
