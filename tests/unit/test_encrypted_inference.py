@@ -5,7 +5,7 @@ import json
 import math
 import pickle
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -56,11 +56,20 @@ def sides(request, network):
     return connected(request.param, network)
 
 
+@dataclass(repr=False)  # hypothesis prints what fails, and these are megabytes
+class Answered:
+    """A client, honest answers to its last request, and what they decrypt to."""
+
+    client: session.Client
+    replies: list
+    logits: np.ndarray
+
+
 @pytest.fixture(scope="module")
 def answered(sides):
-    """A client, and honest answers to its last request."""
     server, client = sides
-    return client, [server.answer(m) for m in client.encrypt(IMAGES[: client.batch_size])]
+    replies = [server.answer(m) for m in client.encrypt(IMAGES[: client.batch_size])]
+    return Answered(client, replies, client.decrypt(replies))
 
 
 @pytest.fixture(scope="module")
@@ -611,9 +620,9 @@ def test_a_signed_header_that_is_no_header_is_malformed(header):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_signed_nonsense_in_place_of_an_answer_is_refused(answered, data):
+def test_signed_nonsense_in_place_of_an_answer_is_read_or_refused(answered, data):
     """A malicious server has the session key: the client must read or refuse, never crash."""
-    client, replies = answered
+    client, replies = answered.client, answered.replies
     header, body = messages.unpack_message(SESSION, replies[0], "answer")
     client.nonce = header["nonce"]
     if isinstance(body, np.ndarray):
@@ -629,8 +638,11 @@ def test_signed_nonsense_in_place_of_an_answer_is_refused(answered, data):
     message = messages.pack_message(
         SESSION, "answer", wrong, part=header["part"], nonce=client.nonce, **client.about()
     )
-    with pytest.raises(messages.MessageError):
-        client.decrypt([message, *replies[1:]])
+    try:
+        found = client.decrypt([message, *replies[1:]])
+    except messages.MessageError:
+        return
+    assert np.allclose(found, answered.logits)  # a byte that SEAL does not need was cut or changed
 
 
 @pytest.mark.parametrize("kind", ["request", "keys"])
