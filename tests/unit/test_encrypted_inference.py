@@ -727,6 +727,42 @@ def test_an_offer_of_nonsense_is_refused(network, change):
         session.Client(_resigned(server.offer(), **change), SESSION)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_a_layout_or_body_of_nonsense_is_refused_in_each_form(form, network):
+    """They gave AttributeError, ZeroDivisionError and MemoryError, some only when encrypting."""
+    offer = session.Server(form(network), SESSION, IMAGES[0, 0]).offer()
+    layout = messages.unpack_message(SESSION, offer, "offer")[0]["layout"]
+    wrong = [layout | more for more in (dict(stride=0), dict(padding=-1), dict(padding=2**40))]
+    wrong += [layout | dict(stride=value) for value in (True, "2", 1.0, None)]
+    wrong += [[1], 3, *([{}] if layout else [])]  # {} is what lanes need
+    for what in wrong:
+        with pytest.raises(messages.MessageError, match="this is no offer of a server"):
+            session.Client(_resigned(offer, layout=what), SESSION)
+    header = messages.unpack_message(SESSION, offer, "offer")[0]
+    header = {n: v for n, v in header.items() if n not in ("kind", "shape", "type")}
+    raw = messages.pack_message(SESSION, "offer", b"x" * 224, **header)
+    with pytest.raises(messages.MessageError, match="this is no offer of a server"):
+        session.Client(raw, SESSION)
+    session.Client(_resigned(offer), SESSION)  # unchanged it is accepted
+
+
+@pytest.mark.parametrize("error", [AttributeError, ZeroDivisionError, MemoryError, KeyError])
+def test_whatever_a_strangers_bytes_raise_is_one_kind_of_error(lane_sides, monkeypatch, error):
+    server, client, requests, replies = lane_sides
+
+    def broken(*_):
+        raise error("from below")
+
+    monkeypatch.setattr(client.secret, "decrypt", broken)
+    with pytest.raises(
+        messages.MessageError, match="no ciphertext of these parameters.*from below"
+    ):
+        client.decrypt(replies)
+    monkeypatch.setattr(server.form, "evaluate", broken)
+    with pytest.raises(messages.MessageError, match="no request of this form.*from below"):
+        server.answer(requests[0])
+
+
 def test_weak_parameters_of_an_offer_are_refused(lane_server):
     weak = dict(poly_modulus_degree=8192, coeff_bits=[27] * 9, scale_bits=20)
     with pytest.raises(messages.MessageError, match="weaker than 128 bits"):
@@ -948,6 +984,7 @@ def test_latency_by_hand():
         encrypted_depth.latency(stages * 20, [False] * 20, False, unit)
     stages = [(64, 64, 8)] * 2
     chosen = encrypted_depth.choose_blocks(stages, (1.0, 1.0))
+    assert encrypted_depth.choose_blocks(stages, (1.0, 1.0), free_depth=True) == [True, True]
     best = encrypted_depth.latency(stages, chosen, True, (1.0, 1.0))
     assert best <= encrypted_depth.latency(stages, [False] * 2, True, (1.0, 1.0))
 

@@ -95,12 +95,13 @@ class Client:
         with _as_message_error("this is no offer of a server"):
             self.form, self.image_size = header["form"], header["image_size"]
             self.scale, self.tolerance = header["scale"], header["tolerance"]
-            content = header["parameters"]
-            content |= {"coeff_bits": tuple(content["coeff_bits"])}
-            self.parameters, pixels = Parameters(**content), self.image_size**2
+            content, pixels = header["parameters"], self.image_size**2
+            self.parameters = Parameters(**content | {"coeff_bits": tuple(content["coeff_bits"])})
             self.known = body[:pixels].reshape(1, self.image_size, self.image_size)
             self.known_logits = body[pixels:]
             layout = header["layout"]
+            if not all(type(v) is int and (n == "stride") <= v <= 4096 for n, v in layout.items()):
+                raise ValueError(f"the layout must be whole numbers up to 4096, not {layout}")
             self.secret = FORMS[self.form].Secret(self.parameters, self.image_size, layout)
         self.session_key, self.batch_size = session_key, self.secret.batch_size
         self.key_id, self.nonce, self._count = secrets.token_hex(8), secrets.token_hex(16), 0
@@ -191,7 +192,7 @@ def _as_message_error(what: str):
         yield
     except MessageError:
         raise
-    except (ValueError, RuntimeError, TypeError, KeyError, IndexError, OverflowError) as error:
+    except Exception as error:  # ZeroDivisionError and MemoryError, too, are a stranger's doing
         raise MessageError(f"{what}: {error}") from None
 
 

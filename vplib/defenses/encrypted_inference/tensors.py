@@ -74,7 +74,7 @@ class TensorSecret(seal.Secret):
     parts = 1
 
     def __init__(self, parameters: seal.Parameters, image_size: int, layout: dict):
-        self.layout = layout
+        self.layout = {name: layout[name] for name in ("stride", "padding")}
         self.batch_size = parameters.slots - 1  # one slot holds the known-answer image
         self.tenseal = tenseal.context(
             tenseal.SCHEME_TYPE.CKKS,
