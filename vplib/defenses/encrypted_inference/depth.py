@@ -90,11 +90,10 @@ def latency(
     return total, depth, fits[0], products
 
 
-def choose_blocks(stages: list[Stage], unit: tuple[float, float]) -> list[bool]:
+def choose_blocks(stages: list[Stage], unit: tuple[float, float], free_depth=False) -> list[bool]:
     """Greedily, stage by stage: which become mobile blocks because the latency falls."""
     chosen = [False] * len(stages)
     for i in range(len(stages)):
         trial = [*chosen[:i], True, *chosen[i + 1 :]]
-        if latency(stages, trial, True, unit) < latency(stages, chosen, True, unit):
-            chosen = trial
+        chosen = min(chosen, trial, key=lambda m: latency(stages, m, True, unit, free_depth))
     return chosen
