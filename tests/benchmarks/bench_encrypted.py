@@ -22,7 +22,7 @@ import time
 
 import numpy as np
 
-from vplib.defenses.encrypted_inference import inference, lanes, messages, taps
+from vplib.defenses.encrypted_inference import lanes, messages, seal, session, taps, tensors
 from vplib.defenses.encrypted_inference import network as networks
 
 import tenseal  # isort: skip
@@ -64,23 +64,21 @@ def batches(rounds: int) -> None:
     """A full batch by lanes, and the plain form's."""
     network = networks.random_network(0, **CRYPTONETS)
     key, images = messages.new_session_key(), np.random.default_rng(0).random((4095, 28, 28))
-    server = lanes.LaneServer(networks.quantize(network, (9, 10, 9), 20), key, images[0])
-    client = inference.connect(server.offer(), key)
+    server = session.Server(lanes.Lanes(network, (9, 10, 9), 20), key, images[0])
+    client = session.Client(server.offer(), key)
     print("\nCryptoNets' network (5 maps 5x5/2, 100, 10), one batch")
     results = [ask(client, server, images) for _ in range(rounds)]
     fast = statistics.median(r[1] for r in results)
     logits, _, client_seconds, up, down = results[-1]
-    error = np.abs(logits - server.network.rounded.logits(images)).max()
-    row("lanes", fast, client_seconds, up, down, "4,095 images", sum(server.parameters.coeff_bits))
-    peak = messages.peak_bytes()
-    print(f"  peak memory of client and server in one process: {peak / 1e9:.2f} GB" if peak else "")
-    plain = inference.TensorServer(network, key, images[0])
-    plain_client = inference.connect(plain.offer(), key)
+    error = np.abs(logits - server.form.network.logits(images)).max()
+    row("lanes", fast, client_seconds, up, down, "4,095 images", sum(client.parameters.coeff_bits))
+    plain = session.Server(tensors.Tensors(network), key, images[0])
+    plain_client = session.Client(plain.offer(), key)
     plain.answer(plain_client.keys())
     found, slow, client_seconds, up, down = ask(plain_client, plain, images[:64])
     row(
         "ckks_tensor(batch=True)", slow, client_seconds, up, down, "up to 4,095",
-        sum(plain.parameters.coeff_bits),
+        sum(plain_client.parameters.coeff_bits),
     )  # fmt: skip
     both = (error, np.abs(found - network.logits(images[:64])).max())
     print(f"  largest error of a logit: {both[0]:.1e} (lanes), {both[1]:.1e} (plain form)")
@@ -108,8 +106,8 @@ def single(rounds: int) -> None:
     """One image by packed taps, and as in the tutorial, in turns."""
     network = networks.random_network(0, **TUTORIAL)
     key, images = messages.new_session_key(), np.random.default_rng(0).random((1, 28, 28))
-    server = taps.TapServer(network, key, images[0])
-    client = inference.connect(server.offer(), key)
+    server = session.Server(taps.Taps(network), key, images[0])
+    client = session.Client(server.offer(), key)
     server.answer(client.keys())
     context = tenseal.context(
         tenseal.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=TUTORIAL_BITS, n_threads=1
@@ -131,7 +129,7 @@ def single(rounds: int) -> None:
             slow.append(seconds)
     row(
         "packed taps", statistics.median(fast), *ours[2:], "1 image",
-        sum(server.parameters.coeff_bits),
+        sum(client.parameters.coeff_bits),
     )  # fmt: skip
     up, down = len(encoded.serialize()), len(theirs.serialize())
     row(
@@ -150,15 +148,14 @@ def answered(together) -> float:
     The lanes are random numbers: what a server does with them is the same for all.
     """
     network, rng = networks.random_network(0, **CRYPTONETS), np.random.default_rng(0)
-    key = messages.new_session_key()
-    server = lanes.LaneServer(networks.quantize(network, (9, 10, 9), 20), key, rng.random((28, 28)))
-    about = dict(form=server.form, parameters=server.parameters.id, key="", nonce="")
+    key, form = messages.new_session_key(), lanes.Lanes(network, (9, 10, 9), 20)
+    server = session.Server(form, key, rng.random((28, 28)))
+    about = dict(form=form.name, parameters=form.parameters.id, key="", nonce="")
     shape, seconds = (8192 // lanes.CHUNK, 28**2, 2, lanes.CHUNK), 0.0
     together.wait(600)
-    for part, prime in enumerate(server.primes):
+    for part, prime in enumerate(form.primes):
         lane = rng.integers(prime, size=shape, dtype="<u4")
-        about |= dict(part=part, parts=len(server.primes))
-        message = messages.pack_message(key, "request", lane, **about)
+        message = messages.pack_message(key, "request", lane, part=part, **about)
         seconds += clocked(lambda message=message: server.answer(message))[1]
     return seconds
 
@@ -183,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="encrypted inference against TenSEAL")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of the fast sides")
     options = parser.parse_args()
-    print(f"{messages.seal_version()}, one thread, {platform.machine()}; CPU seconds, medians")
+    print(f"{seal.version()}, one thread, {platform.machine()}; CPU seconds, medians")
     many_at_once(options.rounds)
     single(options.rounds)
     batches(options.rounds)

@@ -36,7 +36,10 @@ def test_a_drawing_reaches_the_kernel_and_its_answer_is_shown(page, notebook):
     expect(canvas).to_be_visible()
     ask = page.get_by_role("button", name="ask", exact=True)
 
-    ask.click()
+    hint = page.get_by_text("draw a digit here")
+    expect(hint).to_be_visible()
+    assert "data:image/svg+xml" in canvas.evaluate("pad => pad.style.cursor")  # the pen's outline
+    ask.click()  # the hint is no part of the drawing
     expect(widget_view(page)).to_contain_text("nothing is drawn yet")
 
     def stroke(*points):
@@ -48,9 +51,11 @@ def test_a_drawing_reaches_the_kernel_and_its_answer_is_shown(page, notebook):
         page.mouse.up()
 
     stroke((0.5, 0.2), (0.5, 0.5), (0.5, 0.8))
+    expect(hint).to_be_hidden()
     ask.click()
     expect(widget_view(page)).to_contain_text("upright")
     page.get_by_role("button", name="clear", exact=True).click()
+    expect(hint).to_be_visible()
     stroke((0.2, 0.4), (0.8, 0.4))
     ask.click()
     expect(widget_view(page)).to_contain_text("lying")

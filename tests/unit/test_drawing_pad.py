@@ -10,8 +10,8 @@ from vplib.show import drawing_pad
 
 
 def test_the_script_travels_with_the_package():
-    script = importlib.resources.files("vplib.show") / "drawing_pad.js"
-    assert "export default { render }" in script.read_text(encoding="utf-8")
+    script = (importlib.resources.files("vplib.show") / "drawing_pad.js").read_text("utf-8")
+    assert "export default { render }" in script and "draw a digit here" in script
 
 
 @pytest.mark.parametrize(("top", "left", "size"), [(0, 0, 6), (20, 20, 8), (2, 3, 24)])

@@ -37,7 +37,7 @@ FIRST_EDITION = {
     "attacks/membership_label_only": 288,
     "defenses/dp_gan": 479,
     "defenses/dp_sgd": 389,
-    "defenses/encrypted_inference": 1250,
+    "defenses/encrypted_inference": 1189,
     "images/adversarial_cloaking": 290,
 }
 

@@ -3,13 +3,30 @@ function render({ model, el }) {
   const size = model.get("image_size"), scale = 10;
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = size * scale;
-  canvas.style = "border:1px solid #888;touch-action:none;cursor:crosshair;max-width:100%";
+  // The pointer is the pen's outline, as wide as its stroke, in a color that shows on both.
+  const wide = 2 * scale, ring = wide / 2 - 1;
+  const outline =
+    `<svg xmlns='http://www.w3.org/2000/svg' width='${wide}' height='${wide}'><circle ` +
+    `cx='${wide / 2}' cy='${wide / 2}' r='${ring}' fill='none' stroke='orange'/></svg>`;
+  const cursor = `url("data:image/svg+xml,${encodeURIComponent(outline)}")`;
+  canvas.style = "display:block;border:1px solid #888;touch-action:none;max-width:100%";
+  canvas.style.cursor = `${cursor} ${wide / 2} ${wide / 2}, crosshair`;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", "drawing pad");
+  // The hint lies over the canvas, so that it is never part of the drawing.
+  const hint = document.createElement("div");
+  hint.textContent = "draw a digit here";
+  hint.style =
+    "position:absolute;inset:0;display:flex;align-items:center;justify-content:center;" +
+    "color:#aaa;pointer-events:none";
+  const paper = document.createElement("div");
+  paper.style = `position:relative;width:${canvas.width + 2}px;max-width:100%`;
+  paper.append(canvas, hint);
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   const clear = () => {
     pen.fillStyle = "black";
     pen.fillRect(0, 0, canvas.width, canvas.height);
+    hint.style.visibility = "visible";
   };
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -17,23 +34,25 @@ function render({ model, el }) {
     return [(event.clientX - box.left) * zoom, (event.clientY - box.top) * zoom];
   };
   let last = null;
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    last = at(event);
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    if (!last) return;
+  const stroke = (event) => {
     const here = at(event);
     pen.strokeStyle = "white";
     pen.lineCap = pen.lineJoin = "round";
-    pen.lineWidth = 2 * scale;
+    pen.lineWidth = wide;
     pen.beginPath();
-    pen.moveTo(...last);
+    pen.moveTo(...(last || here));
     pen.lineTo(...here);
     pen.stroke();
     last = here;
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    hint.style.visibility = "hidden";
+    stroke(event); // a touch alone is a dot
   });
-  canvas.addEventListener("pointerup", () => (last = null));
+  canvas.addEventListener("pointermove", (event) => last && stroke(event));
+  for (const end of ["pointerup", "pointercancel"])
+    canvas.addEventListener(end, () => (last = null));
   const button = (text, work) => {
     const made = document.createElement("button");
     made.textContent = text;
@@ -56,6 +75,6 @@ function render({ model, el }) {
   const below = document.createElement("div");
   below.append(button(model.get("action"), send), button("clear", clear));
   clear();
-  el.append(canvas, below);
+  el.append(paper, below);
 }
 export default { render };

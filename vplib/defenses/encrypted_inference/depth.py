@@ -5,7 +5,7 @@ import time
 import numpy as np
 from tenseal import sealapi
 
-from vplib.defenses.encrypted_inference.messages import STANDARD_BITS, Parameters
+from vplib.defenses.encrypted_inference.seal import STANDARD_BITS, Parameters, Secret
 
 LEVEL_BITS, OUTER_BITS = 26, 60  # of modulus: each level, and both ends together
 Stage = tuple[int, int, int]
@@ -19,12 +19,10 @@ def time_operations(degree: int, levels: int, repeats: int = 8) -> tuple[float, 
         levels: primes of the ciphertext.
         repeats: the fastest of so many counts.
     """
-    context, _ = Parameters(degree, (30,) * (levels + 1), 30).seal_context()
-    maker, galois = sealapi.KeyGenerator(context), sealapi.GaloisKeys()
-    plain, cipher, out = sealapi.Plaintext(), *(sealapi.Ciphertext(context) for _ in range(2))
-    sealapi.CKKSEncoder(context).encode([1.0, 2.0], 2.0**20, plain)
-    sealapi.Encryptor(context, maker.secret_key()).encrypt_symmetric(plain, cipher)
-    maker.create_galois_keys([3], galois)
+    key, galois = Secret(Parameters(degree, (30,) * (levels + 1), 20)), sealapi.GaloisKeys()
+    context, values = key.context, np.array([1.0, 2.0])
+    plain, cipher, out = key.encode(values), key.encrypt_slots(values), sealapi.Ciphertext(context)
+    key.generator.create_galois_keys([3], galois)
     run, spent = sealapi.Evaluator(context), np.empty((2, repeats))
     for i in range(repeats):
         start = time.process_time()
@@ -54,7 +52,11 @@ def layers_of(stages: list[Stage], mobile: list[bool]) -> list[tuple[list[Stage]
 
 
 def latency(
-    stages: list[Stage], mobile: list[bool], merged: bool, unit: tuple[float, float]
+    stages: list[Stage],
+    mobile: list[bool],
+    merged: bool,
+    unit: tuple[float, float],
+    free_depth: bool = False,
 ) -> tuple[float, int, int, int]:
     """Modelled seconds of an encrypted network, its depth, its N, and its products in the clear.
 
@@ -63,6 +65,7 @@ def latency(
         mobile: as for `layers_of`.
         merged: the activation's coefficients are in the layers; else they cost a level each.
         unit: seconds of a product by N times levels, of a rotation by N times levels (levels + 1).
+        free_depth: as if each layer had the one level that it needs itself.
 
     Raises:
         ValueError: no N of the standard's table takes that depth.
@@ -73,12 +76,12 @@ def latency(
     """
     parts, total, products = layers_of(stages, mobile), 0.0, 0
     each = 2 if merged else 3  # a layer, its square, and the coefficients
-    depth = each * len(parts) + 1
+    depth = 1 if free_depth else each * len(parts) + 1
     fits = [d for d, most in STANDARD_BITS.items() if most >= LEVEL_BITS * depth + OUTER_BITS]
     if not fits:
         raise ValueError(f"no N of the standard's table takes a depth of {depth}")
     for i, (layers, pixels) in enumerate(parts):
-        level, share = depth - each * i, pixels**2 / (fits[0] / 2)
+        level, share = max(depth - each * i, 1), pixels**2 / (fits[0] / 2)
         for cin, cout, k in layers:
             products += cin * cout * k * k * pixels**2
             total += cin * cout * k * k * share * unit[0] * fits[0] * level
@@ -87,11 +90,10 @@ def latency(
     return total, depth, fits[0], products
 
 
-def choose_blocks(stages: list[Stage], unit: tuple[float, float]) -> list[bool]:
+def choose_blocks(stages: list[Stage], unit: tuple[float, float], free_depth=False) -> list[bool]:
     """Greedily, stage by stage: which become mobile blocks because the latency falls."""
     chosen = [False] * len(stages)
     for i in range(len(stages)):
         trial = [*chosen[:i], True, *chosen[i + 1 :]]
-        if latency(stages, trial, True, unit) < latency(stages, chosen, True, unit):
-            chosen = trial
+        chosen = min(chosen, trial, key=lambda m: latency(stages, m, True, unit, free_depth))
     return chosen

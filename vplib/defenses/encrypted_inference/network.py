@@ -31,7 +31,7 @@ class SquareNetwork:
         padding: zeros around the image, in pixels.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not fit each other, or a number is not finite.
 
     Source:
         Gilad-Bachrach et al., CryptoNets, ICML 2016: 5 kernels of 5x5, stride 2, 100
@@ -56,6 +56,8 @@ class SquareNetwork:
         fits = fits and self.fc2.shape[1:] == self.fc1.shape[:1]
         for weight, bias in self.layers():
             fits = fits and bias.shape == weight.shape[:1]
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                raise ValueError("weights and biases must be finite; was the model trained to NaN?")
         if not fits:
             shapes = [weight.shape for weight, _ in self.layers()]
             raise ValueError(
@@ -101,21 +103,38 @@ class SquareNetwork:
             found.append((x @ self.fc1.T + self.fc1_bias) ** 2 @ self.fc2.T + self.fc2_bias)
         return np.concatenate(found)
 
-    def logit_bound(self) -> float:
-        """No image in [0, 1] has a logit beyond this: interval arithmetic, layer by layer."""
-        low = high = None
+    def bounds(self) -> list[float]:
+        """What no image in [0, 1] exceeds, in front of each square and at the logits.
+
+        By interval arithmetic, layer by layer.
+        """
+        found, low, high = [], np.zeros(0), np.zeros(0)
         for weight, bias in self.layers():
             weight = weight.reshape(len(weight), -1)
             up, down = np.maximum(weight, 0), np.minimum(weight, 0)
-            if low is None:
+            if not found:
                 low, high = down.sum(1) + bias, up.sum(1) + bias
                 low, high = (np.repeat(v, self.width**2) for v in (low, high))
             else:
-                squares = np.maximum(low**2, high**2)
+                most = np.maximum(low**2, high**2)
                 least = np.where((low < 0) & (high > 0), 0, np.minimum(low**2, high**2))
-                low = up @ least + down @ squares + bias
-                high = up @ squares + down @ least + bias
-        return float(np.maximum(np.abs(low), np.abs(high)).max())
+                low, high = up @ least + down @ most + bias, up @ most + down @ least + bias
+            found.append(float(np.maximum(np.abs(low), np.abs(high)).max()))
+        return found
+
+    def logit_bound(self) -> float:
+        """No image in [0, 1] has a logit beyond this; at least 1e-30."""
+        return max(self.bounds()[-1], 1e-30)
+
+    def enlarged(self) -> tuple["SquareNetwork", float]:
+        """The same network, no layer bounded below 1, and the factor by which its logits grew.
+
+        Under encryption with a fixed scale, what is much smaller than 1 drowns in the noise.
+        """
+        a, b, c = (1 / bound if 0 < bound < 1 else 1.0 for bound in self.bounds())
+        (kernel, conv), (fc1, first), (fc2, last) = self.layers()
+        layers = (kernel * a, conv * a), (fc1 * b / a**2, first * b), (fc2 * c / b**2, last * c)
+        return self.with_layers(layers), c
 
 
 def random_network(seed: int = 0, image_size: int = 7, **sizes: int) -> SquareNetwork:
@@ -138,50 +157,6 @@ def random_network(seed: int = 0, image_size: int = 7, **sizes: int) -> SquareNe
         0.1 * rng.normal(size=n["classes"]), image_size=image_size, **shape,
     )  # fmt: skip
     return made
-
-
-def from_torch(model, image_size: int) -> SquareNetwork:
-    """A trained model with its linear layers merged and its batch norms folded in.
-
-    Args:
-        model: `nn.Sequential` of linear modules with exactly two squares among them (modules
-            whose class name is Square); the first part starts with a convolution of one channel.
-        image_size: height and width in pixels.
-
-    Raises:
-        ValueError: there are not two squares, or the model does not start with a convolution.
-    """
-    import torch
-
-    parts, model = [[]], model.eval().double()
-    for module in model:
-        if type(module).__name__ == "Square":
-            parts.append([])
-        else:
-            parts[-1].append(module)
-    conv = parts[0][0] if parts[0] else None
-    if len(parts) != 3 or not isinstance(conv, torch.nn.Conv2d) or conv.in_channels != 1:
-        raise ValueError(
-            "the model must be a convolution of one channel, and squares after 2 parts"
-        )
-    with torch.no_grad():
-        scale, shift = torch.ones(conv.out_channels).double(), torch.zeros(conv.out_channels)
-        for norm in parts[0][1:]:
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            shift = norm.bias - scale * norm.running_mean
-        layers = [(conv.weight[:, 0] * scale[:, None, None], conv.bias * scale + shift)]
-        shape = model[: len(parts[0])](torch.zeros(1, 1, image_size, image_size).double()).shape
-        for part in parts[1:]:
-            linear = torch.nn.Sequential(*part)
-            bias = linear(torch.zeros(1, *shape[1:]).double())[0]
-            units = torch.eye(shape[1:].numel()).double().view(-1, *shape[1:])
-            layers.append(((linear(units) - bias).T, bias))
-            shape = torch.Size((1, len(bias)))
-    model.float()
-    arrays = [np.ascontiguousarray(v.numpy()) for pair in layers for v in pair]
-    return SquareNetwork(
-        *arrays, image_size=image_size, stride=conv.stride[0], padding=conv.padding[0]
-    )
 
 
 @dataclass(frozen=True)
@@ -232,8 +207,11 @@ def quantize(
     if not 1 <= input_bits <= 40:
         raise ValueError(f"input_bits must lie in 1..40, not {input_bits}")
     scale, weights, biases, rounded = 2.0**input_bits, [], [], []
+    bounds, largest_input = network.bounds(), 1.0
     for i, ((weight, bias), bits) in enumerate(zip(network.layers(), weight_bits, strict=True)):
-        step = (2**bits - 1) / max(np.abs(weight).max(), 1e-30)
+        fan = weight[0].size * largest_input  # where a bias is all that counts, coarse weights do
+        step = (2**bits - 1) / (max(np.abs(weight).max(), bounds[i] / fan if fan else 0) or 1.0)
+        largest_input = bounds[i] ** 2
         scale = (scale if i == 0 else scale**2) * step
         whole = [int(np.rint(b)) for b in bias * scale]
         weights.append(np.rint(weight * step))
