@@ -54,18 +54,12 @@ def draw_bars(ax=None):
     return plots.bars({"one": metrics.Estimate(0.6, 0.5, 0.7), "two": 0.4}, ax)
 
 
-def draw_trade(ax=None):
-    points = {"noise": [(0.9, 0.6), (0.8, 0.55)], "PATE": torch.tensor([[0.85, 0.52]])}
-    names = dict(utility="test accuracy", loss="attack AUC")
-    return plots.privacy_utility(points, (0.95, 0.8), ax, **names)
-
-
 def draw_matrix(ax=None):
     return plots.matrix(torch.rand(2, 3), "ab", "xyz", ax, vmin=0, vmax=1)
 
 
 DRAWINGS = pytest.mark.parametrize(
-    "draw", [draw_roc, draw_line, draw_histograms, draw_bars, draw_trade, draw_matrix]
+    "draw", [draw_roc, draw_line, draw_histograms, draw_bars, draw_matrix]
 )
 
 
@@ -188,8 +182,6 @@ def test_plots_take_tensors_of_any_device():
     five = away(5)
     (bar, _) = plots.bars({"a": five, "b": away(1)[0]}).containers[1]
     assert bar.get_width() == pytest.approx(five.cpu().numpy().mean())
-    names = dict(utility="accuracy", loss="AUC")
-    plots.privacy_utility({"a": [(away(1)[0], 0.5)], "b": away(3, 2)}, away(2), **names)
     plots.chance(plots.floor(plt.gca(), away(1)[0]), away(1)[0])
     plots.image_row(away(2, 1, 4, 4))
     plots.image_strips({"a": away(2, 3, 4, 4)})

@@ -129,40 +129,6 @@ def bars(values: dict, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def privacy_utility(
-    points: dict,
-    undefended: tuple[float, float],
-    ax: Axes | None = None,
-    *,
-    utility: str,
-    loss: str,
-) -> Axes:
-    """What each defense costs and what it buys: utility to the right, privacy loss upwards.
-
-    `chance` and `floor` draw the privacy loss by guessing, with and without public knowledge.
-
-    Args:
-        points: by method, its (utility, privacy loss) pairs, in the order of its strength.
-        undefended: the same pair without a defense.
-        ax: where to draw; a new figure by default.
-        utility: what the x axis measures, with its unit, for example "test accuracy".
-        loss: what the y axis measures, with its unit, for example "attack AUC".
-
-    Returns:
-        The Axes.
-    """
-    ax = ax or plt.subplots()[1]
-    for i, (name, pairs) in enumerate(points.items()):
-        j = i % len(COLORS)
-        x, y = _array(pairs).reshape(-1, 2).T
-        ax.plot(x, y, color=COLORS[j], linestyle=STYLES[j], marker=MARKERS[j], ms=6, label=name)
-    x, y = _array(undefended)
-    ax.plot(x, y, "k*", ms=12, ls="", label="undefended")
-    ax.set(xlabel=f"{utility} (better to the right)", ylabel=f"{loss} (better below)")
-    ax.legend(fontsize="small")
-    return ax
-
-
 def histogram_pair(
     members: Tensor,
     nonmembers: Tensor,
