@@ -217,18 +217,6 @@ def test_bars_by_hand():
     assert ax.yaxis_inverted()  # the first name is on top
 
 
-def test_privacy_utility_by_hand():
-    ax = draw_trade()
-    noise, pate, star = ax.lines
-    assert noise.get_xydata().tolist() == [[0.9, 0.6], [0.8, 0.55]]
-    assert pate.get_xydata().tolist() == pytest.approx(np.array([[0.85, 0.52]]))
-    assert star.get_xydata().tolist() == [[0.95, 0.8]] and star.get_marker() == "*"
-    assert legend_of(ax) == ["noise", "PATE", "undefended"]
-    assert noise.get_marker() != pate.get_marker() != star.get_marker()
-    assert ax.get_xlabel() == "test accuracy (better to the right)"
-    assert ax.get_ylabel() == "attack AUC (better below)"
-
-
 def test_matrices_share_a_scale_and_a_colour_bar():
     figure, axes = plt.subplots(1, 2)
     for ax, top in zip(axes, (0.2, 0.9), strict=True):
