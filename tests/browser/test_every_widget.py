@@ -34,8 +34,8 @@ QUICK = {
         dict(NUM_DRAWS=2),
         dict(num_steps=20, num_samples=100, num_pools=3, attack_steps=5, sgd_steps=10)
         | dict(rounds=4, merf_steps=10, references=2, steps_draws=2)
-        | dict(gs=dict(num_steps=5, num_discriminators=20, warm_up=2, critic_batch=4))
-        | dict(few_gs=dict(num_steps=5, num_discriminators=4, warm_up=2, critic_batch=4)),
+        | dict(gs=dict(num_steps=5, num_discriminators=20, warm_up=2, hidden=(32,)))
+        | dict(few_gs=dict(num_steps=5, num_discriminators=4, warm_up=2, hidden=(32,))),
     ),
     "defenses/dp_sgd": (
         dict(),
