@@ -1,10 +1,32 @@
 """Checks of the notebooks' exercises: `check("membership_shadow.gap_attack", my_function)`."""
 
+import dis
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found: true for a right answer, so that a grader writes `assert check(...)`.
+
+    Args:
+        right: whether the answer is right; what the attempt prints does not count.
+        said: the sentence that the reader saw.
+    """
+
+    right: bool
+    said: str
+
+    def __bool__(self) -> bool:
+        """Whether the answer is right."""
+        return self.right
+
+    def _ipython_display_(self):
+        """Shows nothing: the sentence is printed already."""
 
 
 def names() -> list[str]:
@@ -25,28 +47,38 @@ def modules() -> dict[str, str]:
     }
 
 
-def check(name: str, attempt: Callable) -> None:
-    """Prints what an attempt gets right or wrong, in a sentence; never raises.
+def check(name: str, attempt: Callable) -> Verdict:
+    """Prints what an attempt gets right or wrong, in a sentence, and returns it; never raises.
 
     Each exercise module holds, for an exercise `x`, the reference `solve_x` and
     `check_x(attempt)`, which returns None for "not attempted" and otherwise a sentence.
 
     Args:
         name: "notebook.exercise".
-        attempt: the reader's function; while it returns None it counts as not attempted.
+        attempt: the reader's function; as long as it only returns None it is not attempted.
     """
     notebook, _, exercise = str(name).partition(".")
     try:
         module = importlib.import_module(modules()[notebook])
         checker = getattr(module, f"check_{exercise}")
     except (KeyError, AttributeError):
-        print(f"there is no exercise {name!r}; known: {', '.join(names())}")
-        return
+        said = f"there is no exercise {name!r}; known: {', '.join(names())}"
+        print(said)
+        return Verdict(False, said)
     try:
-        verdict = checker(attempt)
+        said = checker(attempt) or _unanswered(attempt)
     except Exception as error:
-        verdict = f"your function stopped with {type(error).__name__}: {error}"
-    print(f"{name}: {verdict or 'not attempted yet'}")
+        said = f"your function stopped with {type(error).__name__}: {error}"
+    print(f"{name}: {said}")
+    return Verdict(said.startswith("right: "), said)
+
+
+def _unanswered(attempt: Callable) -> str:
+    """What to say of an attempt that returned None: a stub, or code that returns nothing."""
+    does = {step.opname for step in dis.get_instructions(getattr(attempt, "__code__", "None"))}
+    if does <= {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}:
+        return "not attempted yet"
+    return "your function returns None: does it end in a `return` with the answer?"
 
 
 def judge(value, right, why: str, mistakes: dict, hint: str, tolerance: float = 1e-4) -> str | None:

@@ -1,5 +1,6 @@
 """Each exercise: its solution passes, an empty attempt and a broken one are told so."""
 
+import functools
 import importlib
 import re
 import sys
@@ -110,6 +111,37 @@ def one_exercise(monkeypatch):
 )
 def test_verdicts(one_exercise, attempt, said, capsys):
     assert verdict("of_a_test.answer", attempt, capsys).startswith(said)
+
+
+def forgot(*args):
+    answer = [len(args)]
+    answer.append(42)
+
+
+@pytest.mark.parametrize("attempt", [forgot, lambda: print("of_a_test.answer: right: it is 42")])
+def test_a_forgotten_return_is_no_stub(one_exercise, attempt, capsys):
+    verdict = exercises.check("of_a_test.answer", attempt)
+    assert not verdict and verdict.said.startswith("your function returns None")
+    assert verdict.said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("attempt", [nothing, functools.partial(nothing), lambda: None])
+def test_a_stub_in_any_form_is_not_attempted(one_exercise, attempt):
+    assert exercises.check("of_a_test.answer", attempt).said == "not attempted yet"
+
+
+@pytest.mark.parametrize(("answer", "right"), [(42, True), (41, False), (None, False)])
+def test_the_verdict_is_true_for_right_answers_alone(one_exercise, answer, right):
+    verdict = exercises.check("of_a_test.answer", lambda: answer)
+    assert verdict.right is right and bool(verdict) is right
+    assert not exercises.check("of_a_test.unknown", lambda: answer)
+
+
+def test_a_verdict_is_not_shown_twice(one_exercise):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    verdict = exercises.check("of_a_test.answer", lambda: 42)
+    assert InteractiveShell().display_formatter.format(verdict) == ({}, {})
 
 
 def test_an_unknown_exercise_prints_the_known_ones(capsys, monkeypatch):
