@@ -79,7 +79,8 @@ def profile(name: str, *, lab: dict, paper: dict) -> SimpleNamespace:
     It takes what shapes an experiment from `paper` (texts, fractions, networks, whatever has a
     name that ends in one of `SHAPES`) and how much of it from `lab`: whole numbers, and tuples of
     them cut to the first two, of each the root, rounded to an even number from 4 on: 200 records
-    become 14, and 8 models 4. What is larger never gets smaller, and nothing is written thrice. The
+    become 14, and 8 models 4, or as many as `paper` has, if these are fewer (3 repeats, where `lab`
+    has 5). What is larger never gets smaller, and nothing is written thrice. The
     paper's `dataset`, where it names one, becomes random images of its shape, and no claim is
     asserted.
 
@@ -111,12 +112,12 @@ def _rehearsal(lab: dict, paper: dict) -> dict:
         elif key.endswith(SHAPES) or not all(counts):
             found[key] = f"random:{paper[key]}" if key == "dataset" else paper[key]
         else:
-            found[key] = tuple(map(_root, value[:2])) if several else _root(value)
+            found[key] = tuple(map(_root, value[:2])) if several else _root(value, paper[key])
     return found
 
 
-def _root(count: int) -> int:
-    return min(count, max(4, 2 * round(count**0.5 / 2)))
+def _root(count: int, most: int | None = None) -> int:
+    return min(count, most or count, max(4, 2 * round(count**0.5 / 2)))
 
 
 def has_front_end() -> bool:

@@ -734,7 +734,7 @@ def test_a_layout_or_body_of_nonsense_is_refused_in_each_form(form, network):
     layout = messages.unpack_message(SESSION, offer, "offer")[0]["layout"]
     wrong = [layout | more for more in (dict(stride=0), dict(padding=-1), dict(padding=2**40))]
     wrong += [layout | dict(stride=value) for value in (True, "2", 1.0, None)]
-    wrong += [[1], 3, *([{}] if layout else [])]  # {} is what lanes need
+    wrong += [[1], 3, layout | dict(rotations=3), *([{}] if layout else [])]  # lanes need {}
     for what in wrong:
         with pytest.raises(messages.MessageError, match="this is no offer of a server"):
             session.Client(_resigned(offer, layout=what), SESSION)
@@ -744,6 +744,55 @@ def test_a_layout_or_body_of_nonsense_is_refused_in_each_form(form, network):
     with pytest.raises(messages.MessageError, match="this is no offer of a server"):
         session.Client(raw, SESSION)
     session.Client(_resigned(offer), SESSION)  # unchanged it is accepted
+
+
+NO_NETWORK = "no network on 5x5 pixels has the layout"
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "why"),
+    [
+        (taps.Taps, dict(width=2), NO_NETWORK),
+        (taps.Taps, dict(kernel=8), NO_NETWORK),
+        (taps.Taps, dict(stride=1), NO_NETWORK),
+        (taps.Taps, dict(padding=2), NO_NETWORK),
+        (taps.Taps, dict(padding=6, width=8), NO_NETWORK),
+        (taps.Taps, dict(maps=0), NO_NETWORK),
+        (taps.Taps, dict(hidden=0), NO_NETWORK),
+        (taps.Taps, dict(classes=4), "3 logits are promised"),
+        (tensors.Tensors, dict(stride=8), NO_NETWORK),
+        (tensors.Tensors, dict(padding=6), NO_NETWORK),
+    ],
+)
+def test_a_layout_whose_numbers_do_not_fit_is_refused_when_read(form, change, why, network):
+    """Each is in range, and was accepted until something was encrypted."""
+    offer = session.Server(form(network), SESSION, IMAGES[0, 0]).offer()
+    layout = messages.unpack_message(SESSION, offer, "offer")[0]["layout"] | change
+    with pytest.raises(messages.MessageError, match=f"no offer of a server: {why}"):
+        session.Client(_resigned(offer, layout=layout), SESSION)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (dict(scale=0.0), "scale and tolerance must be above 0"),
+        (dict(scale=math.inf), "scale and tolerance must be above 0"),
+        (dict(tolerance=-1.0), "scale and tolerance must be above 0"),
+        (dict(tolerance=math.nan), "scale and tolerance must be above 0"),
+        (dict(body=np.full(28, 2.0)), r"images must lie in \[0, 1\]"),
+        (dict(body=np.r_[np.ones(25), 1, np.nan, 2]), "and the logits finite"),
+        (dict(body=np.ones(25)), "0 logits are promised"),
+        (dict(bits=0), "form lanes takes other parameters"),
+        (dict(bits=41), "form lanes takes other parameters"),
+        (dict(sizes=[60, 60, 60]), "form lanes takes other parameters"),
+    ],
+)
+def test_an_offer_that_no_server_makes_is_refused_when_read(lane_server, change, why):
+    offer, body = lane_server.offer(), change.pop("body", None)
+    bits, sizes = change.pop("bits", 20), change.pop("sizes", [26] * 8)
+    change |= dict(parameters=dict(poly_modulus_degree=8192, coeff_bits=sizes, scale_bits=bits))
+    with pytest.raises(messages.MessageError, match=f"no offer of a server: .*{why}"):
+        session.Client(_resigned(offer, body, **change), SESSION)
 
 
 @pytest.mark.parametrize("error", [AttributeError, ZeroDivisionError, MemoryError, KeyError])
@@ -888,6 +937,17 @@ def test_a_server_in_its_own_process_answers_and_refuses(lane_sides):
     assert np.abs(found - server.form.network.logits(IMAGES)).max() < 0.02
     with pytest.raises(RuntimeError, match="has ended"):
         ask(requests[0])
+
+
+def test_bytes_that_end_the_plain_forms_process_are_one_clear_line(network):
+    """TenSEAL's reader crashes on a tensor without a ciphertext; SEAL's says what is wrong."""
+    server = session.Server(tensors.Tensors(network), SESSION, IMAGES[0, 0])
+    client = session.Client(server.offer(), SESSION)
+    with session.in_process(server) as ask:
+        ask(client.keys())
+        message = messages.pack_message(SESSION, "request", b"x" * 300, **client.about())
+        with pytest.raises(RuntimeError, match="process has ended; start it again"):
+            ask(message)
 
 
 class Theirs:

@@ -113,6 +113,7 @@ def test_rehearsal_has_the_shapes_of_the_paper_and_few_of_everything():
         noise=(1.0, 8.0),
         train_size=200,
         num_models=16,
+        repeats=16,
         few=3,
         one=1,
         sizes=(50, 100, 200),
@@ -124,11 +125,13 @@ def test_rehearsal_has_the_shapes_of_the_paper_and_few_of_everything():
         dataset="cifar10", network="cnn", lr=0.01, batch_size=64, image_size=32, hidden=(512,),
         later_channels=(64, 128), noise=(1.0, 4.0), train_size=2500, num_models=64, few=9, one=5,
         sizes=(2500, 15000), num_images=None, clip=False, gs=dict(num_steps=9000, hidden=(64,)),
+        repeats=2,
     )  # fmt: skip
     assert vars(experiment.profile("rehearsal", lab=lab, paper=paper)) == dict(
         dataset="random:cifar10", network="cnn", lr=0.01, batch_size=64, image_size=32,
         hidden=(512,), later_channels=(64, 128), noise=(1.0, 4.0), train_size=14, num_models=4,
         few=3, one=1, sizes=(8, 10), num_images=78, clip=False, gs=dict(num_steps=10, hidden=(64,)),
+        repeats=2,
     )  # fmt: skip
 
 

@@ -43,11 +43,9 @@ def layers_of(stages: list[Stage], mobile: list[bool]) -> list[tuple[list[Stage]
     """
     parts = []
     for (cin, cout, pixels), small in zip(stages, mobile, strict=True):
-        if small:
-            parts.append(([(cin, cout // 8, 1)], pixels))
-            parts.append(([(cout // 8, cout // 2, 1), (cout // 8, cout // 2, 3)], pixels))
-        else:
-            parts.append(([(cin, cout, 3)], pixels))
+        few, half = cout // 8, cout // 2
+        block = [[(cin, few, 1)], [(few, half, 1), (few, half, 3)]]
+        parts += [(layers, pixels) for layers in (block if small else [[(cin, cout, 3)]])]
     return parts
 
 

@@ -13,21 +13,16 @@ def solve_square(c0, c1, p):
 def check_square(attempt) -> str | None:
     """Checks the three residues, on numbers whose products exceed the prime."""
     p, c0, c1 = 66011137, 51234567, 60000001
-    right = solve_square(c0, c1, p)
+    right, product = solve_square(c0, c1, p), c0 * c1 % p
+    three = "a square of c0 + c1 s has three coefficients: those of 1, s and s^2"
+    large = "take each coefficient mod p, or it outgrows the lane"
+    missing = "a square of a sum is not the sum of squares: the coefficient of s is missing"
+    twice = "the middle coefficient counts twice: c0 c1 s and c1 s c0"
     mistakes = {
-        "a square of c0 + c1 s has three coefficients: those of 1, s and s^2": (
-            c0 * c0 % p,
-            c1 * c1 % p,
-        ),
-        "take each coefficient mod p, or it outgrows the lane": (
-            lambda found: tuple(int(v) % p for v in found) == right
-        ),
-        "the middle coefficient counts twice: c0 c1 s and c1 s c0": (
-            lambda found: int(found[1]) % p == c0 * c1 % p
-        ),
-        "a square of a sum is not the sum of squares: the coefficient of s is missing": (
-            lambda found: int(found[1]) % p == 0
-        ),
+        three: (c0 * c0 % p, c1 * c1 % p),
+        large: lambda found: tuple(int(v) % p for v in found) == right,
+        twice: lambda found: int(found[1]) % p == product,
+        missing: lambda found: int(found[1]) % p == 0,
     }
     why = "whoever knows s reads the square of the message"
     hint = "multiply out (c0 + c1 s)(c0 + c1 s) to three coefficients, and take each mod p"

@@ -66,6 +66,7 @@ class LaneSecret(seal.Secret):
     """
 
     def __init__(self, parameters: seal.Parameters, image_size: int, layout: dict):
+        networks.check_layout(layout, (), image_size)
         super().__init__(parameters)
         self.batch_size = parameters.slots - 1  # one slot holds the known-answer image
         self.lanes = self.primes[:-1]
@@ -127,7 +128,7 @@ class Lanes:
         ValueError: a dot product could leave float64's exact range.
     """
 
-    name, keyed, layout, Secret = "lanes", False, {}, LaneSecret
+    name, keyed, layout, parameters, Secret = "lanes", False, {}, PARAMETERS, LaneSecret
 
     def __init__(self, network, weight_bits=(10, 10, 10), input_bits=20):
         self.integer = networks.quantize(network, weight_bits, input_bits)

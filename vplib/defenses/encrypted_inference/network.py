@@ -15,6 +15,32 @@ class OverBudget(ValueError):
     """The largest possible result does not fit below the coefficient modulus."""
 
 
+def positions(image_size: int, kernel: int, stride: int, padding: int) -> int:
+    """Positions of a kernel in a row, all in pixels; below 1 where the kernel does not fit."""
+    return (image_size + 2 * padding - kernel) // stride + 1
+
+
+def check_layout(layout: dict, names: tuple, image_size: int) -> None:
+    """Refuses what an offer says of its network where no network can be so.
+
+    Args:
+        layout: whole numbers by name, a stranger's.
+        names: what a layout of this form holds.
+        image_size: in pixels.
+
+    Raises:
+        ValueError: there is no network with these numbers.
+    """
+    fits = isinstance(layout, dict) and set(layout) == set(names)
+    fits = fits and all(type(v) is int and v >= (n != "padding") for n, v in layout.items())
+    if fits:  # without a kernel in the layout, that of one pixel fits wherever one does
+        shape = layout.get("kernel", 1), layout.get("stride", 1), layout.get("padding", 0)
+        width = positions(image_size, *shape)
+        fits = max(shape) <= image_size + 2 * shape[2] <= 3 * image_size
+    if not fits or layout.get("width", width) != width:
+        raise ValueError(f"no network on {image_size}x{image_size} pixels has the layout {layout}")
+
+
 @dataclass(frozen=True)
 class SquareNetwork:
     """Convolution, square, dense, square, dense: only sums and products, on one grey channel.
@@ -68,13 +94,11 @@ class SquareNetwork:
     @property
     def width(self) -> int:
         """Positions of the kernel in a row."""
-        return (self.image_size + 2 * self.padding - self.kernel.shape[-1]) // self.stride + 1
+        return positions(self.image_size, self.kernel.shape[-1], self.stride, self.padding)
 
     def layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Weight and bias of the three layers."""
-        return [
-            (self.kernel, self.conv_bias), (self.fc1, self.fc1_bias), (self.fc2, self.fc2_bias)
-        ]  # fmt: skip
+        return [(self.kernel, self.conv_bias), (self.fc1, self.fc1_bias), (self.fc2, self.fc2_bias)]
 
     def with_layers(self, layers) -> "SquareNetwork":
         """The same network with other weights and biases, three pairs."""
@@ -148,15 +172,14 @@ def random_network(seed: int = 0, image_size: int = 7, **sizes: int) -> SquareNe
     rng, n = np.random.default_rng(seed), dict(maps=2, kernel=5, hidden=8, classes=3) | sizes
     shape = {name: n.pop(name) for name in ("stride", "padding") if name in n}
     kernel = rng.normal(size=(n["maps"], n["kernel"], n["kernel"])) / n["kernel"]
-    width = (image_size + 2 * shape.get("padding", 1) - n["kernel"]) // shape.get("stride", 2) + 1
+    width = positions(image_size, n["kernel"], shape.get("stride", 2), shape.get("padding", 1))
     fan = n["maps"] * width**2
-    made = SquareNetwork(
+    return SquareNetwork(
         kernel, 0.1 * rng.normal(size=n["maps"]),
         rng.normal(size=(n["hidden"], fan)) / np.sqrt(fan), 0.1 * rng.normal(size=n["hidden"]),
         rng.normal(size=(n["classes"], n["hidden"])) / np.sqrt(n["hidden"]),
         0.1 * rng.normal(size=n["classes"]), image_size=image_size, **shape,
     )  # fmt: skip
-    return made
 
 
 @dataclass(frozen=True)
@@ -184,9 +207,7 @@ class IntegerNetwork:
 
 
 def quantize(
-    network: SquareNetwork,
-    weight_bits: tuple[int, int, int] = (10, 10, 10),
-    input_bits: int = 20,
+    network: SquareNetwork, weight_bits: tuple[int, int, int] = (10, 10, 10), input_bits: int = 20
 ) -> IntegerNetwork:
     """Rounds the weights of each layer to whole numbers of so many bits, sign apart.
 

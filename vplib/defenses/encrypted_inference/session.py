@@ -12,19 +12,14 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
 
-from vplib.defenses.encrypted_inference import lanes, taps, tensors
+from vplib.defenses.encrypted_inference import lanes, messages, taps, tensors
 from vplib.defenses.encrypted_inference import network as networks
-from vplib.defenses.encrypted_inference.messages import (
-    MessageError,
-    new_session_key,
-    pack_message,
-    unpack_message,
-)
+from vplib.defenses.encrypted_inference.messages import MessageError
 from vplib.defenses.encrypted_inference.seal import Parameters, version
 
 FORMS = {form.name: form for form in (tensors.Tensors, lanes.Lanes, taps.Taps)}
@@ -55,7 +50,7 @@ class Server:
         about |= dict(parameters=asdict(form.parameters), layout=form.layout)
         about |= dict(tolerance=float(form.tolerance(logits, self.known)))
         body = np.concatenate([self.known.ravel(), logits])
-        return pack_message(self.session_key, "offer", body, **about)
+        return messages.pack_message(self.session_key, "offer", body, **about)
 
     def answer(self, message: bytes) -> bytes:
         """The answer to a client's evaluation keys ("ready"), or to its request.
@@ -65,18 +60,20 @@ class Server:
         """
         form = self.form
         about = dict(form=form.name, parameters=form.parameters.id)
-        header, body = unpack_message(self.session_key, message, ("keys", "request"), **about)
+        header, body = messages.unpack_message(
+            self.session_key, message, ("keys", "request"), **about
+        )
         about |= {name: header.get(name) for name in ("key", "nonce", "part")}
         client = str(header.get("key"))
         if header["kind"] == "keys":
             with _as_message_error("these are no evaluation keys of this context"):
                 self.keys = {client: form.read_keys(body)}
-            return pack_message(self.session_key, "ready", **about)
+            return messages.pack_message(self.session_key, "ready", **about)
         if form.keyed and client not in self.keys:
             raise MessageError("no evaluation keys of this client: send client.keys() first")
         with _as_message_error("this is no request of this form"):
             found = form.evaluate(body, header.get("part"), self.keys.get(client))
-        return pack_message(self.session_key, "answer", found, **about)
+        return messages.pack_message(self.session_key, "answer", found, **about)
 
 
 class Client:
@@ -87,24 +84,35 @@ class Client:
         session_key: of the HMAC, shared with the server.
 
     Raises:
-        MessageError: the offer is not of this session, or of a form that is not known here.
+        MessageError: the offer is not of this session, of a form that is not known here, or says
+            what does not fit together.
     """
 
     def __init__(self, offer: bytes, session_key: bytes):
-        header, body = unpack_message(session_key, offer, "offer")
+        header, body = messages.unpack_message(session_key, offer, "offer")
         with _as_message_error("this is no offer of a server"):
-            self.form, self.image_size = header["form"], header["image_size"]
+            self.form, self.image_size = header["form"], (size := header["image_size"])
             self.scale, self.tolerance = header["scale"], header["tolerance"]
-            content, pixels = header["parameters"], self.image_size**2
+            content, pixels = header["parameters"], size**2
             self.parameters = Parameters(**content | {"coeff_bits": tuple(content["coeff_bits"])})
-            self.known = body[:pixels].reshape(1, self.image_size, self.image_size)
+            self.known = check_images(body[:pixels].reshape(1, size, size), size, 1)
             self.known_logits = body[pixels:]
-            layout = header["layout"]
-            if not all(type(v) is int and (n == "stride") <= v <= 4096 for n, v in layout.items()):
-                raise ValueError(f"the layout must be whole numbers up to 4096, not {layout}")
-            self.secret = FORMS[self.form].Secret(self.parameters, self.image_size, layout)
+            self._check_offer(form := FORMS[self.form], header["layout"])
+            self.secret = form.Secret(self.parameters, size, header["layout"])
         self.session_key, self.batch_size = session_key, self.secret.batch_size
         self.key_id, self.nonce, self._count = secrets.token_hex(8), secrets.token_hex(16), 0
+
+    def _check_offer(self, form: type, layout: dict) -> None:
+        """Refuses numbers that do not fit each other, before anything is made by them."""
+        scales, classes = [self.scale, self.tolerance], len(self.known_logits)
+        if not classes or layout.get("classes", classes) != classes:
+            raise ValueError(f"{classes} logits are promised, for the layout {layout}")
+        if not np.isfinite([*scales, *self.known_logits]).all() or min(scales) <= 0:
+            raise ValueError("scale and tolerance must be above 0, and the logits finite")
+        bits = self.parameters.scale_bits  # lanes take any
+        ours = form.parameters if form.keyed else replace(form.parameters, scale_bits=bits)
+        if self.parameters != ours or not 1 <= bits <= 40:
+            raise ValueError(f"form {self.form} takes other parameters, not {self.parameters}")
 
     def about(self) -> dict:
         """The header fields of all its messages."""
@@ -112,7 +120,7 @@ class Client:
 
     def keys(self) -> bytes:
         """The evaluation keys, without the secret one; for a form that needs none, nothing."""
-        return pack_message(self.session_key, "keys", self.secret.keys(), **self.about())
+        return messages.pack_message(self.session_key, "keys", self.secret.keys(), **self.about())
 
     def encrypt(self, images) -> Iterator[bytes]:
         """The requests for up to `batch_size` images: one, or one a lane.
@@ -131,7 +139,7 @@ class Client:
 
     def _requests(self, images, about):
         for part, body in enumerate(self.secret.encrypt(images)):
-            yield pack_message(self.session_key, "request", body, part=part, **about)
+            yield messages.pack_message(self.session_key, "request", body, part=part, **about)
 
     def decrypt(self, answers: Iterable[bytes]) -> np.ndarray:
         """(N, classes) logits of the images encrypted last; once, for what is replayed is refused.
@@ -145,7 +153,7 @@ class Client:
         """
         parts, about = {}, self.about() | dict(nonce=self.nonce)
         for message in answers:
-            header, body = unpack_message(self.session_key, message, "answer", **about)
+            header, body = messages.unpack_message(self.session_key, message, "answer", **about)
             part = header.get("part")
             if type(part) is not int or part in parts or not 0 <= part < self.secret.parts:
                 raise MessageError(f"the answer of part {part!r} came twice, or was not asked for")
@@ -251,7 +259,7 @@ def why_not(form: type) -> str | None:
     Args:
         form: `Lanes` or `Taps`; their byte layout is that of one version of SEAL.
     """
-    key, image = new_session_key(), np.random.default_rng(0).random((1, 5, 5))
+    key, image = messages.new_session_key(), np.random.default_rng(0).random((1, 5, 5))
     try:
         server = Server(form(networks.random_network(image_size=5, kernel=3)), key, image[0])
         client = Client(server.offer(), key)
@@ -290,7 +298,7 @@ def _serve(connection, server: Server) -> None:
             reply = server.answer(message)
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-            reply = pack_message(server.session_key, "refusal", why=why)
+            reply = messages.pack_message(server.session_key, "refusal", why=why)
         connection.send_bytes(SPENT.pack(time.process_time() - begin) + reply)
 
 

@@ -19,6 +19,7 @@ from tenseal import sealapi  # isort: skip  (`seal` says what to do where it is 
 # The last prime is larger than the first: a rotation's noise grows with their ratio, and SEAL's
 # digits are not centered, which puts most of it into a few slots.
 PARAMETERS = seal.Parameters(8192, (36, 28, 28, 28, 28, 28, 42), 28)
+LAYOUT = "maps", "kernel", "stride", "padding", "width", "hidden", "classes"
 
 
 class Packing:
@@ -131,6 +132,7 @@ class TapSecret(seal.Secret):
     batch_size = parts = 1
 
     def __init__(self, parameters: seal.Parameters, image_size: int, layout: dict):
+        networks.check_layout(layout, LAYOUT, image_size)
         super().__init__(parameters)
         self.packing = Packing(parameters.slots, layout)
 
@@ -166,15 +168,9 @@ class Taps:
 
     def __init__(self, network: networks.SquareNetwork):
         self.network, parameters = network, self.parameters
-        self.layout = dict(
-            maps=len(network.kernel),
-            kernel=network.kernel.shape[-1],
-            stride=network.stride,
-            padding=network.padding,
-            width=network.width,
-            hidden=len(network.fc1),
-            classes=len(network.fc2),
-        )
+        sizes = len(network.kernel), network.kernel.shape[-1], network.stride, network.padding
+        sizes += network.width, len(network.fc1), len(network.fc2)
+        self.layout = dict(zip(LAYOUT, sizes, strict=True))
         Packing(parameters.slots, self.layout)
         self.enlarged, self.scale = network.enlarged()  # small weights would drown in the noise
         bits = np.floor(parameters.coeff_bits[0] - 1.5 - np.log2(self.enlarged.logit_bound()))

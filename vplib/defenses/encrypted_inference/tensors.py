@@ -74,7 +74,8 @@ class TensorSecret(seal.Secret):
     parts = 1
 
     def __init__(self, parameters: seal.Parameters, image_size: int, layout: dict):
-        self.layout = {name: layout[name] for name in ("stride", "padding")}
+        networks.check_layout(layout, ("stride", "padding"), image_size)
+        self.layout = layout
         self.batch_size = parameters.slots - 1  # one slot holds the known-answer image
         self.tenseal = tenseal.context(
             tenseal.SCHEME_TYPE.CKKS,
@@ -120,9 +121,8 @@ class Tensors:
         self.layout = dict(stride=network.stride, padding=network.padding)
         enlarged, gain = network.enlarged()
         room = parameters.coeff_bits[0] - 1 - parameters.scale_bits
-        factor = 2.0 ** (
-            np.ceil(room - np.log2(enlarged.logit_bound())) - 1
-        )  # a bit to spare, or less
+        bits = np.ceil(room - np.log2(enlarged.logit_bound())) - 1  # one to spare, or less
+        factor = 2.0**bits
         if factor < 2.0**-5:  # measured: noise is some 2^-8 of the last scale
             raise networks.OverBudget(
                 f"logits up to {network.logit_bound():.3g} leave no fraction in "
@@ -131,8 +131,7 @@ class Tensors:
         tiny = 2.0**-20  # TenSEAL refuses a product with what encodes to zero
         # TenSEAL divides each product by a prime and takes it for 2^scale_bits, which is some 0.5 %
         # more. Squares have no weight to put that right, so the next product does it for them.
-        _, primes = parameters.context()
-        drift = [prime / 2.0**parameters.scale_bits for prime in primes[-2:-7:-1]]
+        drift = [prime / 2.0**parameters.scale_bits for prime in parameters.context()[1][-2:-7:-1]]
         repairs = drift[0], drift[1] * drift[2], drift[3] * drift[4] * factor
         layers = [
             (np.where(np.abs(weight) < tiny, tiny, weight) * repair, bias)
