@@ -1,0 +1,242 @@
+"""The notebooks as pages: `make site`, or `python docs/site/build.py [FOLDER] [--out SITE]`."""
+
+import argparse
+import base64
+import copy
+import os
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from vplib import survey
+from vplib.runner import report
+from vplib.runner import run as running
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PICTURES, THUMB = 2_000_000, 40_000  # bytes: all of a page, and one on the front page
+SHOWN = ("text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain")
+CAPTIONS = {"": "First", "attacks": "Attacks on models", "defenses": "Defenses of models"}
+CAPTIONS |= {"images": "Attacks on images, and their defenses"}
+MARKS = {"works": "✓", "partly": "◐", "not reproduced": "✗", "planned": "…"}
+HERO = re.compile(r"!\[([^]]*)\]\([^)\s]*gallery/(\w+\.png)\)")
+BADGE = "colab-badge.svg"
+
+
+def executed(folder: Path) -> dict:
+    """The executed notebooks below a folder by name, in the order of a course.
+
+    Args:
+        folder: what `vplib run` left.
+
+    Raises:
+        ValueError: there is none of this repository's, or one did not keep its claims.
+    """
+    found, bad = {}, []
+    for name in running.in_clone():
+        if (path := folder / f"{name}.ipynb").exists():
+            found[name] = report.read(path)
+            if (ended := report.outcome(found[name])) != "ran":
+                bad.append(f"{name}: {ended}")
+            elif not report.figures(found[name]):
+                bad.append(f"{name}: not executed")
+    if bad:
+        raise ValueError(f"a site shows whole runs only; run again: {'; '.join(bad)}")
+    if not found:
+        raise ValueError(f"there is no executed notebook in {folder}; `vplib run` makes them")
+    return dict(sorted(found.items(), key=lambda item: item[1].metadata.vplib.get("course", 0)))
+
+
+def links(name: str, address: str) -> str:
+    """The line below a page's title: the notebook to download, and where it opens."""
+    up = "../" * name.count("/")
+    found = [f'<a href="{up}download/{name}.ipynb" download>Download this notebook</a>']
+    if address:
+        github = address.removeprefix("https://github.com/").removesuffix(".git")
+        place = f"{github}/blob/main/notebooks/{name}.ipynb"
+        colab = f"https://colab.research.google.com/github/{place}"
+        found += [f'<a href="{colab}">Open in Colab</a>']
+        found += [f'<a href="https://github.com/{place}">Source</a>']
+    return f'<p class="vp-links">{" ".join(found)}</p>'
+
+
+def alone(notebook, name: str):
+    """The executed notebook to download: its picture is in it, as Colab and JupyterLab show it."""
+    found = copy.deepcopy(notebook)
+    hero = ROOT / "notebooks" / "gallery" / f"{Path(name).name}.png"
+    data = f"data:image/png;base64,{base64.b64encode(hero.read_bytes()).decode()}"
+    first = found.cells[0]
+    first.source = HERO.sub(lambda match: f"![{match[1]}]({data})", first.source)
+    return found
+
+
+def page(notebook, name: str, names, address: str):
+    """What Sphinx reads: the executed notebook with small pictures, alternative texts and links.
+
+    Args:
+        notebook: as `report.read` returns it.
+        name: the notebook's.
+        names: of all notebooks that have a page.
+        address: where the repository is published; empty while it is not.
+    """
+    found, up = copy.deepcopy(notebook), "../" * name.count("/")
+    title, _, rest = found.cells[0].source.partition("\n")
+    rest = "\n".join(line for line in rest.splitlines() if BADGE not in line)
+    rest = HERO.sub(rf"![\1]({up}gallery/\2)", rest)
+    found.cells[0].source = f"{title}\n\n{links(name, address)}\n{rest}"
+    captions = {figure["png"]: figure["caption"] for figure in report.figures(notebook)}
+    limit = PICTURES // max(1, len(captions))
+    for cell in found.cells:
+        if cell.cell_type != "code":
+            continue
+        for output in cell.outputs:
+            data = output.get("data", {})
+            for mime in [mime for mime in data if mime not in SHOWN]:
+                del data[mime]
+            if png := data.get("image/png"):
+                png = "".join(png.split())
+                cell.metadata["mystnb"] = {"image": {"alt": captions[png].replace("\n", " ")}}
+                data["image/png"] = base64.b64encode(report.smaller(png, limit)).decode()
+            if "text/html" in data:
+                data["text/html"] = _linked(data["text/html"], up, names)
+        cell.outputs = [o for o in cell.outputs if o.output_type == "stream" or o.get("data")]
+    return found
+
+
+def _linked(html: str, up: str, names) -> str:
+    """HTML whose links to notebooks lead to their pages; those without a page are plain text."""
+
+    def replaced(match):
+        name = match[1]
+        return f"<a href='{up}{name}.html'>{match[2]}</a>" if name in names else match[2]
+
+    return re.sub(r"<a href='([\w/]+)\.ipynb'[^>]*>(.*?)</a>", replaced, html)
+
+
+def front_page(notebooks: dict, address: str) -> str:
+    """The front page in Markdown: the notebooks, and the map of the survey as lists."""
+    import jinja2
+    from docutils.nodes import make_id
+
+    papers, names = survey.papers(), list(notebooks)
+
+    def link(paper):
+        there = paper.state != "planned" and paper.notebook in names
+        return f"{paper.notebook}.html#{make_id(paper.section)}" if there else ""
+
+    groups = []
+    for group, title in survey.GROUPS.items():
+        sections = []
+        for number in (n for n in survey.SECTIONS if n.startswith(group)):
+            held = survey.find(papers, number)
+            about = {"number": number, "title": survey.SECTIONS[number]}
+            about |= {"counts": survey.counts(held), "papers": [(p, link(p)) for p in held]}
+            sections.append(about)
+        groups.append({"number": group, "title": title, "sections": sections})
+    pages = []
+    for name, notebook in notebooks.items():
+        about, claims = notebook.metadata.vplib, report.claims(notebook)
+        holds = sum(claim["outcome"] == "holds" for claim in claims)
+        said = f"{about['minutes']} minutes of study"
+        said += f", {holds} of {len(claims)} claims hold" if claims else ""
+        alt = HERO.search(notebook.cells[0].source)[1]
+        pages.append({"name": name, "title": about["title"], "said": said, "alt": alt})
+        pages[-1]["thumb"] = f"thumbs/{Path(name).name}.png"
+    by = {folder: [n for n in names if n.rpartition("/")[0] == folder] for folder in CAPTIONS}
+    text = (HERE / "index.md.jinja").read_text(encoding="utf-8")
+    return jinja2.Template(text, trim_blocks=False).render(
+        papers=papers,
+        counts=survey.counts(papers),
+        groups=groups,
+        pages=pages,
+        marks=MARKS,
+        contents=[(CAPTIONS[folder], held) for folder, held in by.items() if held],
+        address=address,
+    )
+
+
+def write_sources(notebooks: dict, source: Path, extra: Path, address: str) -> None:
+    """Writes what Sphinx reads, and beside it what it copies as it is.
+
+    Args:
+        notebooks: as `executed` returns them.
+        source: a new folder.
+        extra: a new folder.
+        address: where the repository is published; empty while it is not.
+    """
+    import matplotlib.pyplot as plt
+    import nbformat
+
+    gallery = ROOT / "notebooks" / "gallery"
+    shutil.copytree(gallery, source / "gallery")
+    for name, notebook in notebooks.items():
+        hero = base64.b64encode((gallery / f"{Path(name).name}.png").read_bytes()).decode()
+        report.write_beside(
+            extra / "thumbs" / f"{Path(name).name}.png", report.smaller(hero, THUMB)
+        )
+        for folder, made in (
+            (extra / "download", alone(notebook, name)),
+            (source, page(notebook, name, notebooks, address)),
+        ):
+            report.write_beside(folder / f"{name}.ipynb", nbformat.writes(made).encode())
+    (source / "index.md").write_text(front_page(notebooks, address), encoding="utf-8")
+    figure = survey.draw_map(survey.papers()).figure
+    figure.savefig(source / "map.png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def build(folder: Path, out: Path, address: str) -> Path:
+    """Builds the site of the executed notebooks in a folder, and returns its front page.
+
+    Args:
+        folder: what `vplib run` left.
+        out: where the site goes; what is there is replaced if it is an earlier site.
+        address: where the repository is published; empty while it is not.
+
+    Raises:
+        ValueError: a notebook is no whole run, `out` is something else, or Sphinx warned.
+    """
+    from sphinx.cmd.build import build_main
+
+    notebooks, made = executed(folder), out / ".vplib-site"
+    if out.exists() and any(out.iterdir()) and not made.exists():
+        raise ValueError(f"{out} is no site of ours and stays; choose another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    made.parent.mkdir(parents=True)
+    made.touch()
+    with tempfile.TemporaryDirectory() as beside:
+        source, extra, trees = (Path(beside, part) for part in ("source", "extra", "doctrees"))
+        write_sources(notebooks, source, extra, address)
+        options = ["-b", "html", "-q", "-W", "--keep-going", "-c", HERE, "-d", trees]
+        options += ["-D", f"html_extra_path={extra}", source, out]
+        if build_main([str(option) for option in options]):
+            raise ValueError("Sphinx warned of what stands above; mend it and build again")
+    (out / ".nojekyll").touch()  # GitHub Pages shall keep the folders that begin with _
+    return out / "index.html"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs all notebooks if no folder of executed ones is given, then builds the site."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="what vplib run left; else all run")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
+    given = parser.parse_args(args)
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["vplib"]["address"]
+    try:
+        if (folder := given.folder) is None:
+            names = running.find(tuple(running.in_clone()))
+            jobs, folder = running.check(names, {}, None)
+            os.environ.pop("MPLBACKEND", None)  # "agg" would leave notebooks without figures
+            running.run(jobs, folder)
+        print(build(folder.resolve(), given.out.resolve(), address))
+    except ValueError as error:
+        print(f"site: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
