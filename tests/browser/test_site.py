@@ -10,7 +10,6 @@ import importlib.util
 import io
 import re
 import threading
-import urllib.request
 
 import nbformat
 import pytest

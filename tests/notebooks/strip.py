@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARKERS = "<!-- notebooks: written by make strip -->", "<!-- end of notebooks -->"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 # What `guard` and its predecessors wrote, and where a picture's address begins.
-GUARD = re.compile(r"import sys\n(from importlib\.util import find_spec\n)?\n(if .*\n( {4}.*\n)+)+")
+GUARD = re.compile(r"import sys\n(from pkgutil import iter_modules\n)?\n(if .*\n( {4}.*\n)+)+")
 HERO = re.compile(r"(!\[[^]]*\]\()[^)\s]*gallery/")
 # A line of `claims.verify()`.
 LINE = re.compile(r"(\S.*?) {2,}([^:]+): (.*?)( \(headline\))?( \(no control\))?")
@@ -33,6 +33,8 @@ class Verified(NamedTuple):
 def guard(address: str, extras: Sequence[str] = ()) -> str:
     """The first lines of every setup cell: on Colab, install the library; where it lacks, say so.
 
+    `iter_modules` sees packages, while `find_spec` takes any folder of that name, such as a clone.
+
     Args:
         address: where the repository is published; empty while it is not, and then a wheel beside
             the notebook is installed.
@@ -46,11 +48,11 @@ def guard(address: str, extras: Sequence[str] = ()) -> str:
         needed = (f'"{package}"' for extra in extras for package in packages_of(extra))
         what, advice = " ".join(("./vplib-*.whl", *needed)), "upload vplib-*.whl, run again"
     return f"""import sys
-from importlib.util import find_spec
+from pkgutil import iter_modules
 
-if "google.colab" in sys.modules and not find_spec("vplib"):
+if "google.colab" in sys.modules and "vplib" not in [m.name for m in iter_modules()]:
     %pip install -q {what}
-if not find_spec("vplib"):
+if "vplib" not in [m.name for m in iter_modules()]:
     raise SystemExit("No vplib here. On Colab: {advice}. Elsewhere: make lab")
 """
 
