@@ -5,9 +5,11 @@ installs into it.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
