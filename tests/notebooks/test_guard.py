@@ -42,7 +42,8 @@ def alone(tmp_path, monkeypatch):
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps({"argv": argv, "display_name": "alone", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # what the wheel needs is there; nothing is fetched
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # all that the wheel needs is there
+    monkeypatch.setenv("PIP_NO_DEPS", "1")  # old ipywidgets want a notebook server, as Colab has
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
     def run(*sources, colab=True, first=()):
