@@ -4,6 +4,7 @@ import argparse
 import base64
 import copy
 import os
+import posixpath
 import re
 import shutil
 import sys
@@ -63,11 +64,15 @@ def links(name: str, address: str) -> str:
     return f'<p class="vp-links">{" ".join(found)}</p>'
 
 
-def alone(notebook, name: str):
+def hero(notebook, limit: int) -> bytes:
+    """The figure that stands for a notebook, as a PNG of at most so many bytes."""
+    return report.smaller(report.figures(notebook)[0]["png"], limit)
+
+
+def alone(notebook, picture: bytes):
     """The executed notebook to download: its picture is in it, as Colab and JupyterLab show it."""
     found = copy.deepcopy(notebook)
-    hero = ROOT / "notebooks" / "gallery" / f"{Path(name).name}.png"
-    data = f"data:image/png;base64,{base64.b64encode(hero.read_bytes()).decode()}"
+    data = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     first = found.cells[0]
     first.source = HERO.sub(lambda match: f"![{match[1]}]({data})", first.source)
     return found
@@ -91,6 +96,7 @@ def page(notebook, name: str, names, address: str):
     limit = PICTURES // max(1, len(captions))
     for cell in found.cells:
         if cell.cell_type != "code":
+            cell.source = _linked(cell.source, name, names)
             continue
         for output in cell.outputs:
             data = output.get("data", {})
@@ -101,19 +107,24 @@ def page(notebook, name: str, names, address: str):
                 cell.metadata["mystnb"] = {"image": {"alt": captions[png].replace("\n", " ")}}
                 data["image/png"] = base64.b64encode(report.smaller(png, limit)).decode()
             if "text/html" in data:
-                data["text/html"] = _linked(data["text/html"], up, names)
+                data["text/html"] = _linked(data["text/html"], name, names)
         cell.outputs = [o for o in cell.outputs if o.output_type == "stream" or o.get("data")]
     return found
 
 
-def _linked(html: str, up: str, names) -> str:
-    """HTML whose links to notebooks lead to their pages; those without a page are plain text."""
+def _linked(text: str, name: str, names) -> str:
+    """Markdown or HTML whose links to notebooks lead to pages; to those without one, plain text."""
+    folder = posixpath.dirname(name)
 
     def replaced(match):
-        name = match[1]
-        return f"<a href='{up}{name}.html'>{match[2]}</a>" if name in names else match[2]
+        target = posixpath.normpath(posixpath.join(folder, match["path"]))
+        if target not in names:
+            return match["text"]
+        return match[0].replace(".ipynb'", ".html'")  # Sphinx resolves links in Markdown itself
 
-    return re.sub(r"<a href='([\w/]+)\.ipynb'[^>]*>(.*?)</a>", replaced, html)
+    markdown = r"(?<!!)\[(?P<text>[^]]*)\]\((?P<path>[\w./]+)\.ipynb\)"
+    html = r"<a href='(?P<path>[\w./]+)\.ipynb'[^>]*>(?P<text>.*?)</a>"
+    return re.sub(html, replaced, re.sub(markdown, replaced, text))
 
 
 def front_page(notebooks: dict, address: str) -> str:
@@ -170,15 +181,12 @@ def write_sources(notebooks: dict, source: Path, extra: Path, address: str) -> N
     import matplotlib.pyplot as plt
     import nbformat
 
-    gallery = ROOT / "notebooks" / "gallery"
-    shutil.copytree(gallery, source / "gallery")
     for name, notebook in notebooks.items():
-        hero = base64.b64encode((gallery / f"{Path(name).name}.png").read_bytes()).decode()
-        report.write_beside(
-            extra / "thumbs" / f"{Path(name).name}.png", report.smaller(hero, THUMB)
-        )
+        picture, file = hero(notebook, running.GALLERY), f"{Path(name).name}.png"
+        report.write_beside(source / "gallery" / file, picture)
+        report.write_beside(extra / "thumbs" / file, hero(notebook, THUMB))
         for folder, made in (
-            (extra / "download", alone(notebook, name)),
+            (extra / "download", alone(notebook, picture)),
             (source, page(notebook, name, notebooks, address)),
         ):
             report.write_beside(folder / f"{name}.ipynb", nbformat.writes(made).encode())
