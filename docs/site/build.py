@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 from vplib import survey
@@ -144,7 +145,10 @@ def front_page(notebooks: dict, address: str) -> str:
         for number in (n for n in survey.SECTIONS if n.startswith(group)):
             held = survey.find(papers, number)
             about = {"number": number, "title": survey.SECTIONS[number]}
-            about |= {"counts": survey.counts(held), "papers": [(p, link(p)) for p in held]}
+            by = Counter(paper.state for paper in held)
+            counts = ", ".join(f"{state} {by[state]}" for state in survey.STATES if by[state])
+            about |= {"counts": f"{len(held)} paper{'s' * (len(held) != 1)}: {counts}"}
+            about |= {"papers": [(paper, link(paper)) for paper in held]}
             sections.append(about)
         groups.append({"number": group, "title": title, "sections": sections})
     pages = []

@@ -35,6 +35,7 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # of pages this long, it shows what stands anywhere
 html_last_updated_fmt = None
 
 
