@@ -3,6 +3,7 @@
 import argparse
 import base64
 import copy
+import importlib.util
 import os
 import posixpath
 import re
@@ -19,12 +20,14 @@ from vplib.runner import run as running
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+SITE = ROOT / "build" / "site"
 PICTURES, THUMB = 2_000_000, 40_000  # bytes: all of a page, and one on the front page
 SHOWN = ("text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain")
 CAPTIONS = {"": "First", "attacks": "Attacks on models", "defenses": "Defenses of models"}
 CAPTIONS |= {"images": "Attacks on images, and their defenses"}
 MARKS = {"works": "✓", "partly": "◐", "not reproduced": "✗", "planned": "…"}
 HERO = re.compile(r"!\[([^]]*)\]\([^)\s]*gallery/(\w+\.png)\)")
+NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx-mathjax-offline")
 BADGE = "colab-badge.svg"
 
 
@@ -211,6 +214,9 @@ def build(folder: Path, out: Path, address: str) -> Path:
     Raises:
         ValueError: a notebook is no whole run, `out` is something else, or Sphinx warned.
     """
+    lacking = [name for name in NEEDED if not importlib.util.find_spec(name)]
+    if lacking:
+        raise ValueError(f'the site needs {", ".join(lacking)}: pip install "vplib[site]"')
     from sphinx.cmd.build import build_main
 
     notebooks, made = executed(folder), out / ".vplib-site"
@@ -234,7 +240,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs all notebooks if no folder of executed ones is given, then builds the site."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="what vplib run left; else all run")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
+    parser.add_argument("--out", type=Path, default=SITE)
     given = parser.parse_args(args)
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["vplib"]["address"]
     try:

@@ -83,6 +83,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def site(runs, tmp_path_factory):
     """The folder of the site, and where it is served."""
+    pytest.importorskip("myst_nb", reason="pip install 'vplib[site]'; `make env` does")
     folder = load_builder().build(runs, tmp_path_factory.mktemp("site"), ADDRESS).parent
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -193,6 +194,15 @@ def test_pages_are_small_and_name_nothing_elsewhere(site):
     assert (folder / ".nojekyll").exists() and not (folder / ".sources").exists()
 
 
+def test_the_workflow_publishes_what_make_site_builds():
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "site.yml").read_text())
+    steps = workflow["jobs"]["build"]["steps"]
+    assert any(step.get("run") == "make site" for step in steps)
+    (path,) = (step["with"]["path"] for step in steps if "upload-pages" in step.get("uses", ""))
+    assert ROOT / path == load_builder().SITE
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -208,11 +218,16 @@ def test_it_shows_whole_runs_only(error, message, tmp_path):
         load_builder().executed(tmp_path)
 
 
-def test_what_it_cannot_build_is_said(tmp_path, runs, capsys):
-    main = load_builder().main
+def test_what_it_cannot_build_is_said(tmp_path, runs, capsys, monkeypatch):
+    builder = load_builder()
+    main = builder.main
     assert main([str(tmp_path)]) == 2
     assert "there is no executed notebook in" in capsys.readouterr().err
     (tmp_path / "thesis.txt").touch()
     assert main([str(runs), "--out", str(tmp_path)]) == 2
     assert "is no site of ours and stays; choose another --out" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()
+    monkeypatch.setattr(builder, "NEEDED", ("sphinx_of_tomorrow",))
+    assert main([str(runs), "--out", str(tmp_path)]) == 2
+    wanted = 'the site needs sphinx_of_tomorrow: pip install "vplib[site]"'
+    assert wanted in capsys.readouterr().err

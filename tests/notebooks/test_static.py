@@ -1,6 +1,7 @@
 """Every notebook's anatomy, and that the check of it notices what is broken."""
 
 import copy
+import re
 import subprocess
 import sys
 import tomllib
@@ -294,6 +295,13 @@ def test_every_notebook_is_linked_from_the_start_page_or_readme():
     readme = (ROOT / "README.md").read_text()
     for path in all_notebooks():
         assert path.relative_to(ROOT).as_posix() in readme
+
+
+def test_readme_shows_four_heroes():
+    readme = (ROOT / "README.md").read_text()
+    heroes = re.findall(r"!\[([^]]+)\]\((notebooks/gallery/\w+\.png)\)", readme)
+    assert len({path for _, path in heroes}) == 4 and all(len(alt) > 20 for alt, _ in heroes)
+    assert all((ROOT / path).exists() for _, path in heroes)
 
 
 def test_headings_are_read():

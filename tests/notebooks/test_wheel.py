@@ -63,7 +63,7 @@ def test_installing_it_pulls_no_jupyterlab(wheel):
                 need.marker = None
                 left.append(need)
     assert {"torch", "numpy", "ipywidgets", "traitlets"} <= found, "it follows more than one step"
-    for extra in ("lab", "he", "sweep", "serve"):
+    for extra in ("lab", "he", "sweep", "serve", "site"):
         assert not found & names_of(extra), f"the wheel pulls what {extra} brings"
 
 
