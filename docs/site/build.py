@@ -28,6 +28,7 @@ CAPTIONS |= {"images": "Attacks on images, and their defenses"}
 MARKS = {"works": "✓", "partly": "◐", "not reproduced": "✗", "planned": "…"}
 HERO = re.compile(r"!\[([^]]*)\]\([^)\s]*gallery/(\w+\.png)\)")
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx-mathjax-offline")
+MADE = ".vplib-site"  # marks the folder of a site
 BADGE = "colab-badge.svg"
 
 
@@ -203,6 +204,19 @@ def write_sources(notebooks: dict, source: Path, extra: Path, address: str) -> N
     plt.close(figure)
 
 
+def check(out: Path) -> None:
+    """What can be known before notebooks run.
+
+    Raises:
+        ValueError: something is not installed, or `out` holds what is no site.
+    """
+    lacking = [name for name in NEEDED if not importlib.util.find_spec(name)]
+    if lacking:
+        raise ValueError(f'the site needs {", ".join(lacking)}: pip install "vplib[site]"')
+    if out.exists() and any(out.iterdir()) and not (out / MADE).exists():
+        raise ValueError(f"{out} is no site of ours and stays; choose another --out")
+
+
 def build(folder: Path, out: Path, address: str) -> Path:
     """Builds the site of the executed notebooks in a folder, and returns its front page.
 
@@ -214,14 +228,10 @@ def build(folder: Path, out: Path, address: str) -> Path:
     Raises:
         ValueError: a notebook is no whole run, `out` is something else, or Sphinx warned.
     """
-    lacking = [name for name in NEEDED if not importlib.util.find_spec(name)]
-    if lacking:
-        raise ValueError(f'the site needs {", ".join(lacking)}: pip install "vplib[site]"')
+    check(out)
     from sphinx.cmd.build import build_main
 
-    notebooks, made = executed(folder), out / ".vplib-site"
-    if out.exists() and any(out.iterdir()) and not made.exists():
-        raise ValueError(f"{out} is no site of ours and stays; choose another --out")
+    notebooks, made = executed(folder), out / MADE
     shutil.rmtree(out, ignore_errors=True)
     made.parent.mkdir(parents=True)
     made.touch()
@@ -244,6 +254,7 @@ def main(args: list[str] | None = None) -> int:
     given = parser.parse_args(args)
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["vplib"]["address"]
     try:
+        check(given.out)
         if (folder := given.folder) is None:
             names = running.find(tuple(running.in_clone()))
             jobs, folder = running.check(names, {}, None)

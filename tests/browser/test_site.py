@@ -218,6 +218,17 @@ def test_it_shows_whole_runs_only(error, message, tmp_path):
         load_builder().executed(tmp_path)
 
 
+def test_without_a_folder_it_runs_every_notebook(tmp_path, monkeypatch):
+    builder, ran = load_builder(), []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(builder.running, "run", lambda jobs, folder: ran.append((jobs, folder)))
+    monkeypatch.setattr(builder, "build", lambda folder, out, address: ran.append(folder) or out)
+    assert builder.main(["--out", str(tmp_path / "site")]) == 0
+    (jobs, folder), built = ran
+    assert [name for name, *_ in jobs] == list(builder.running.in_clone())
+    assert built == folder and folder.is_relative_to(tmp_path / "runs")
+
+
 def test_what_it_cannot_build_is_said(tmp_path, runs, capsys, monkeypatch):
     builder = load_builder()
     main = builder.main
