@@ -34,6 +34,7 @@ html_theme_options = {
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = False
 html_show_sphinx = False
 html_show_search_summary = False  # of pages this long, it shows what stands anywhere
 html_last_updated_fmt = None
