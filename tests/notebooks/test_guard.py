@@ -16,17 +16,16 @@ import nbformat
 import pytest
 from anatomy import ROOT
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 from strip import guard
 
-UPLOAD = "No vplib here. On Colab: upload vplib-*.whl, run again. Elsewhere: make lab"
+COLAB = 'import sys\nimport types\n\nsys.modules["google.colab"] = types.ModuleType("colab")'
 WHERE = "import ipywidgets, vplib\nprint(vplib.__file__, ipywidgets.__version__)"
 
 
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
-    """A function that runs sources in an empty folder, and gives their outputs and the error."""
+    """A function that runs cells in an empty folder, which goes on after an error."""
     home, others, folder = (tmp_path / name for name in ("python", "others", "alone"))
     folder.mkdir()
     others.mkdir()
@@ -46,41 +45,37 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_DEPS", "1")  # old ipywidgets want a notebook server, as Colab has
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
-    def run(*sources, colab=True, first=()):
-        if colab:
-            (packages / "google" / "colab").mkdir(parents=True, exist_ok=True)
-            (packages / "google" / "colab" / "__init__.py").touch()
-            (packages / "colab.pth").write_text("import google.colab\n")
+    def run(*sources, first=()):
         (packages / "others.pth").write_text("\n".join(map(str, (*first, others))))
-        cells = [new_code_cell(source) for source in sources]
-        notebook, raised = new_notebook(cells=cells), None
+        notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
         options = dict(kernel_name="alone", timeout=120, resources={"metadata": {"path": folder}})
-        try:
-            NotebookClient(notebook, **options).execute()
-        except CellExecutionError as error:
-            raised = error
-        outputs = [output for cell in cells for output in cell.outputs]
-        return "".join(o.get("text", "") for o in outputs), raised
+        NotebookClient(notebook, allow_errors=True, **options).execute()
+        return notebook.cells
 
     return SimpleNamespace(run=run, folder=folder, packages=packages)
 
 
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def stopped(cell):
+    """The message that a cell ended with, which no traceback hides."""
+    (error,) = (output for output in cell.outputs if output.output_type == "error")
+    assert error.ename == "SystemExit" and len(error.traceback) == 2, error.traceback
+    return error.evalue
+
+
 def test_without_vplib_it_says_what_to_do(alone):
     (alone.folder / "vplib" / "vplib").mkdir(parents=True)  # a clone, which Python would import
-    printed, raised = alone.run(guard("") + "\nimport vplib", colab=False)
-    assert (raised.ename, raised.evalue) == ("SystemExit", UPLOAD)
-    assert "Traceback" not in raised.traceback and "ModuleNotFound" not in raised.traceback
-    assert "pip" not in printed, "outside Colab it installs nothing"
-
-
-@pytest.mark.parametrize(
-    ("address", "advice"), [("", "upload vplib"), ("file:///nowhere", "read what pip said above")]
-)
-def test_on_colab_it_says_what_pip_lacked(alone, address, advice):
-    printed, raised = alone.run(guard(address) + "\nimport vplib")
-    assert raised.ename == "SystemExit" and f"On Colab: {advice}" in raised.evalue
-    assert "Traceback" not in raised.traceback
-    assert ("nowhere" if address else "vplib-*.whl") in printed
+    setups = [guard(address) + "\nfrom vplib import plots" for address in ("", "file:///nowhere")]
+    elsewhere, _, upload, published = alone.run(setups[0], COLAB, *setups)
+    said = "No vplib here. On Colab: upload vplib-*.whl, run again. Elsewhere: make lab"
+    assert stopped(elsewhere) == stopped(upload) == said
+    assert "pip" not in printed(elsewhere), "outside Colab it installs nothing"
+    assert "vplib-*.whl" in printed(upload)
+    assert "On Colab: read what pip said above." in stopped(published)
+    assert "nowhere" in printed(published)
 
 
 def test_on_colab_it_installs_a_wheel_beside_the_notebook(alone, wheel, oldest_widgets):
@@ -92,15 +87,11 @@ def test_on_colab_it_installs_a_wheel_beside_the_notebook(alone, wheel, oldest_w
     assert setup.startswith(guard(""))
     assert '%pip install -q ./vplib-*.whl "tenseal' in guard("", ["he"])
     setup = guard("", ["he"]) + setup.removeprefix(guard(""))
-    printed, raised = alone.run(setup, WHERE, first=[folder])
-    assert raised is None
-    assert printed.split()[-2:] == [f"{alone.packages}/vplib/__init__.py", version]
-
-
-def test_where_vplib_is_it_does_nothing(alone):
-    printed, raised = alone.run(guard(""), guard("file:///nowhere"), WHERE, first=[ROOT])
-    assert raised is None
-    assert printed.split()[:-1] == [f"{ROOT}/vplib/__init__.py"], "and no word more"
+    published = guard("https://github.com/someone/vplib")
+    cells = alone.run(COLAB, setup, WHERE, guard(""), published, first=[folder])
+    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
+    assert printed(cells[2]).split() == [f"{alone.packages}/vplib/__init__.py", version]
+    assert not cells[3].outputs and not cells[4].outputs, "where vplib is, it does nothing"
 
 
 def test_it_is_short():
