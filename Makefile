@@ -11,7 +11,10 @@ NOTEBOOKS ?= notebooks/00_start_here.ipynb notebooks/attacks/membership_shadow.i
 MINUTES ?= 8
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax tests
 
-.PHONY: env run lab test test-all bench gpu strip clean
+# Executed notebooks for `make site`, as `vplib run` leaves them in a folder; none: it runs them all.
+RUN ?=
+
+.PHONY: env run lab test test-all bench gpu site strip generated clean
 .DEFAULT_GOAL := run
 
 env: $(READY)
@@ -21,7 +24,7 @@ $(READY):
 	  { echo "vplib needs Python 3.11 or later; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(VENV): PyTorch, JupyterLab and what they need (some minutes, some GB; once)."
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[test,serve,sweep]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[test,serve,sweep,site]'
 	@rm -f $(VENV)/.ready-* && touch $@
 	@echo "$(VENV) is ready."
 
@@ -45,11 +48,19 @@ bench: env
 gpu: env
 	@$(BIN)/python tests/gpu.py --minutes $(MINUTES) $(ALL_NOTEBOOKS)
 
+# The notebooks as pages with their outputs, in build/site; the front page's path is the last line.
+site: env
+	@$(BIN)/python docs/site/build.py $(RUN)
+
 # Runs each notebook from a clean kernel, keeps the claims' output alone, and regenerates the Colab
 # guard and README's table. One notebook: make strip ALL_NOTEBOOKS=notebooks/attacks/NAME.ipynb
 strip: env
 	@$(BIN)/python tests/notebooks/strip.py $(ALL_NOTEBOOKS) docs/template.ipynb
 	@$(BIN)/ruff format --quiet notebooks docs
+
+# Guard, badge and picture of each notebook after `address` in pyproject.toml changed; nothing runs.
+generated: env
+	@$(BIN)/python tests/notebooks/strip.py --generated $(ALL_NOTEBOOKS) docs/template.ipynb
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

@@ -72,7 +72,7 @@ def problems(path: Path, papers: list[dict] | None = None, address: str | None =
     address = published_address() if address is None else address
     found = _metadata(notebook, path, papers is not None) + _outputs(notebook, start_page)
     found += _setup_and_parameters(notebook, address)
-    found += _code(notebook, name_of(path) in FIRST_EDITION)
+    found += _code(notebook, name_of(path) in FIRST_EDITION, address)
     if not start_page:
         found += _sections(notebook) + _exercises(notebook) + _claims(notebook, path, papers)
     return found
@@ -237,14 +237,16 @@ def _setup_and_parameters(notebook, address) -> list[str]:
     return found
 
 
-def _code(notebook, first_edition) -> list[str]:
-    found = []
+def _code(notebook, first_edition, address) -> list[str]:
+    found, generated = [], guard(address, notebook.metadata.get("vplib", {}).get("extras", ()))
     limit = FIRST_EDITION_LINES if first_edition else MAX_CODE_LINES
     forbidden = FORBIDDEN if first_edition else FORBIDDEN + FORBIDDEN_SINCE
     for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):
         if cell.cell_type != "code":
             continue
         where, lines = f"cell {cell.get('id')}", cell.source.count("\n") + 1
+        if cell.source.startswith(generated):  # which a reader need not read
+            lines -= generated.count("\n")
         if lines > limit:
             found.append(f"{where} has {lines} lines, more than {limit}")
         if before is None or before.cell_type != "markdown":

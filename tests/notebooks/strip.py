@@ -12,6 +12,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKERS = "<!-- notebooks: written by make strip -->", "<!-- end of notebooks -->"
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+# What `guard` and its predecessors wrote, and where a picture's address begins.
+GUARD = re.compile(r"import sys\n(from pkgutil import iter_modules\n)?\n(if .*\n( {4}.*\n)+)+")
+HERO = re.compile(r"(!\[[^]]*\]\()[^)\s]*gallery/")
 # A line of `claims.verify()`.
 LINE = re.compile(r"(\S.*?) {2,}([^:]+): (.*?)( \(headline\))?( \(no control\))?")
 
@@ -27,20 +31,36 @@ class Verified(NamedTuple):
 
 
 def guard(address: str, extras: Sequence[str] = ()) -> str:
-    """The first lines of every setup cell: on Colab, install the library.
+    """The first lines of every setup cell: on Colab, install the library; where it lacks, say so.
+
+    `iter_modules` sees packages, while `find_spec` takes any folder of that name, such as a clone.
 
     Args:
-        address: where the repository is published; empty while it is not.
+        address: where the repository is published; empty while it is not, and then a wheel beside
+            the notebook is installed.
         extras: what the notebook needs beside vplib's dependencies.
     """
-    wanted = f"[{','.join(extras)}]" if extras else ""
-    zipped = f"'./vplib.zip{wanted}'" if extras else "./vplib.zip"
-    install = (
-        f'    %pip install -q "vplib{wanted} @ git+{address}"'
-        if address
-        else f'    print("Upload a zip of this repository, then run: %pip install -q {zipped}")'
-    )
-    return f'import sys\n\nif "google.colab" in sys.modules:\n{install}\n'
+    if address:
+        wanted = f"[{','.join(extras)}]" if extras else ""
+        what = f'"vplib{wanted} @ git+{address}"'
+        advice = "read what pip said above"
+    else:  # the shell finds the wheel's name; it would take [he] for a part of it
+        needed = (f'"{package}"' for extra in extras for package in packages_of(extra))
+        what, advice = " ".join(("./vplib-*.whl", *needed)), "upload vplib-*.whl, run again"
+    return f"""import sys
+from pkgutil import iter_modules
+
+if "google.colab" in sys.modules and "vplib" not in [m.name for m in iter_modules()]:
+    %pip install -q {what}
+if "vplib" not in [m.name for m in iter_modules()]:
+    raise SystemExit("No vplib here. On Colab: {advice}. Elsewhere: make lab")
+"""
+
+
+def packages_of(extra: str) -> list[str]:
+    """What an extra of pyproject.toml brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["optional-dependencies"][extra]
 
 
 def published_address(root: Path = ROOT) -> str:
@@ -49,27 +69,30 @@ def published_address(root: Path = ROOT) -> str:
 
 
 def with_generated(notebook, address: str, path: str):
-    """The notebook with its Colab guard and badge as the address wants them.
+    """The notebook with its Colab guard, badge and picture as the address wants them.
+
+    A published notebook takes its picture from there, for on Colab it is alone; until then the
+    picture's path is relative to the notebook.
 
     Args:
         notebook: an nbformat notebook; changed in place.
         address: where the repository is published; empty while it is not.
         path: the notebook's path in the repository.
     """
-    badge = "https://colab.research.google.com/assets/colab-badge.svg"
     extras = notebook.metadata["vplib"]["extras"]
     for cell in notebook.cells:
-        if cell.cell_type == "code" and cell.source.startswith("import sys\n\nif "):
-            rest = re.split(r"\n(?=\S)", cell.source, maxsplit=2)[2:]
-            cell.source = guard(address, extras) + "".join("\n" + part for part in rest)
+        if cell.cell_type == "code" and (old := GUARD.match(cell.source)):
+            cell.source = guard(address, extras) + cell.source[old.end() :]
             break
     title = notebook.cells[0]
-    lines = [line for line in title.source.split("\n") if badge not in line]
+    lines = [line for line in title.source.split("\n") if BADGE not in line]
+    where = "" if Path(path).parent.name == "notebooks" else "../"
     if address:
         github = address.removeprefix("https://github.com/").removesuffix(".git")
         link = f"https://colab.research.google.com/github/{github}/blob/main/{path}"
-        lines += [f"[![Open in Colab]({badge})]({link})"]
-    title.source = "\n".join(lines).rstrip("\n")
+        lines += [f"[![Open in Colab]({BADGE})]({link})"]
+        where = f"https://raw.githubusercontent.com/{github}/main/notebooks/"
+    title.source = HERO.sub(rf"\1{where}gallery/", "\n".join(lines).rstrip("\n"))
     return notebook
 
 
@@ -185,19 +208,23 @@ def write_tables(root: Path = ROOT) -> None:
 
 
 def main(paths: list[str]) -> None:
-    """Runs each notebook, keeps the claims' output alone, and rewrites what follows from them."""
+    """Runs each notebook, keeps the claims' output alone, and rewrites what follows from them.
+
+    After `--generated`, no notebook runs and its output stays: guard, badge and picture alone.
+    """
     import nbformat
     from nbclient import NotebookClient
 
-    address = published_address()
-    for path in map(Path, paths):
-        print(f"{path}: running", flush=True)
+    address, run = published_address(), paths[:1] != ["--generated"]
+    for path in map(Path, paths if run else paths[1:]):
+        print(f"{path}: running" if run else path, flush=True)
         where = path.resolve().relative_to(ROOT).as_posix()
         notebook = with_generated(nbformat.read(path, as_version=4), address, where)
-        resources = {"metadata": {"path": path.resolve().parent}}
-        client = NotebookClient(notebook, timeout=None, resources=resources, record_timing=False)
-        client.execute()
-        notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "vplib")}
+        if run:
+            resources = {"metadata": {"path": path.resolve().parent}}
+            options = dict(timeout=None, resources=resources, record_timing=False)
+            NotebookClient(notebook, **options).execute()
+            notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "vplib")}
         nbformat.write(notebook, path)
         command = [sys.executable, "-m", "nbstripout", "--keep-id", "--keep-count", str(path)]
         subprocess.run(command, check=True)

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 
 import nbformat
 import papermill
@@ -18,47 +17,31 @@ import pytest
 from anatomy import ROOT
 from jupyter_client.manager import run_kernel
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-(OLDEST,) = (d.removeprefix("ipywidgets>=") for d in PROJECT["dependencies"] if "ipywidgets" in d)
-COMPANIONS = ("widgetsnbextension~=3.6", "jupyterlab-widgets~=1.0", "ipython_genutils~=0.2.0")
-PIP = "--quiet --disable-pip-version-check --no-input --retries 1 --timeout 20".split()
-
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(oldest_widgets):
     """The variables of a process that finds the oldest ipywidgets first."""
-    folder = tmp_path_factory.mktemp("oldest")
-    command = [sys.executable, "-m", "pip", "install", *PIP, "--no-deps", "--target", folder]
-    done = subprocess.run(
-        [*command, f"ipywidgets=={OLDEST}", *COMPANIONS], capture_output=True, text=True
-    )
-    if done.returncode:
-        errors = done.stderr.strip().splitlines() or ["pip said nothing"]
-        reason = f"ipywidgets {OLDEST} cannot be installed: {errors[-1]}"
-        if os.environ.get("CI"):
-            pytest.fail(f"CI needs it: {reason}", pytrace=False)
-        pytest.skip(reason)
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(oldest_widgets[1]), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path}
 
 
-def test_the_bound_is_the_version_of_colab():
-    assert OLDEST == "7.7.1"
+def test_the_bound_is_the_version_of_colab(oldest_widgets):
+    assert oldest_widgets[0] == "7.7.1"
 
 
-def test_the_library_imports(environment):
+def test_the_library_imports(environment, oldest_widgets):
     code = "import ipywidgets, vplib.show.widgets; print(ipywidgets.__version__)"
     printed = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
-    assert printed.strip() == OLDEST
+    assert printed.strip() == oldest_widgets[0]
 
 
-def test_the_start_page_runs_headless(environment, monkeypatch, tmp_path):
+def test_the_start_page_runs_headless(environment, oldest_widgets, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     page, out = ROOT / "notebooks" / "00_start_here.ipynb", tmp_path / "out.ipynb"
     papermill.execute_notebook(page, out, progress_bar=False)
     cells = [c for c in nbformat.read(out, as_version=4).cells if c.cell_type == "code"]
     shown = {c.id: [o.get("data", {}) for o in c.outputs] for c in cells}
-    assert f"'ipywidgets': '{OLDEST}'" in str(shown["versions"])
+    assert f"'ipywidgets': '{oldest_widgets[0]}'" in str(shown["versions"])
     pictures = [
         data["image/png"] for all_ in shown.values() for data in all_ if "image/png" in data
     ]

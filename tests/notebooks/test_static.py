@@ -1,6 +1,7 @@
 """Every notebook's anatomy, and that the check of it notices what is broken."""
 
 import copy
+import re
 import subprocess
 import sys
 import tomllib
@@ -246,7 +247,10 @@ def test_guard_and_badge_follow_the_address():
     notebook = nbformat.read(EXAMPLE, as_version=4)
     address = "https://github.com/someone/vplib"
     before = notebook.cells[0].source
+    assert "](../gallery/membership_shadow.png)" in before
     strip.with_generated(notebook, address, "notebooks/attacks/membership_shadow.ipynb")
+    raw = "https://raw.githubusercontent.com/someone/vplib/main/notebooks/gallery/"
+    assert f"]({raw}membership_shadow.png)" in notebook.cells[0].source
     setup = next(c for c in notebook.cells if c.cell_type == "code")
     assert f'%pip install -q "vplib @ git+{address}"' in setup.source
     assert "from vplib import" in setup.source
@@ -257,11 +261,24 @@ def test_guard_and_badge_follow_the_address():
     assert setup.source.startswith(strip.guard(""))
 
 
+@pytest.mark.parametrize("name", ["00_start_here", "attacks/membership_shadow"])
+def test_the_guard_of_the_first_release_is_replaced(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    setup = next(c for c in notebook.cells if c.cell_type == "code")
+    before, first = setup.source, notebook.cells[0].source
+    old = 'import sys\n\nif "google.colab" in sys.modules:\n    print("Upload a zip")\n'
+    setup.source = old + before.removeprefix(strip.guard(""))
+    assert setup.source != before
+    for _ in range(2):
+        strip.with_generated(notebook, "", f"notebooks/{name}.ipynb")
+        assert (setup.source, notebook.cells[0].source) == (before, first)
+
+
 def test_the_guard_installs_what_a_notebook_needs():
     address = "https://github.com/someone/vplib"
     assert f'%pip install -q "vplib[he] @ git+{address}"' in strip.guard(address, ["he"])
-    assert "%pip install -q './vplib.zip[he]'" in strip.guard("", ["he"])
-    assert '%pip install -q ./vplib.zip")' in strip.guard("")
+    assert '%pip install -q ./vplib-*.whl "tenseal>=' in strip.guard("", ["he"])
+    assert "%pip install -q ./vplib-*.whl\n" in strip.guard("")
 
 
 def test_requirements_and_environment_agree_with_pyproject():
@@ -278,6 +295,13 @@ def test_every_notebook_is_linked_from_the_start_page_or_readme():
     readme = (ROOT / "README.md").read_text()
     for path in all_notebooks():
         assert path.relative_to(ROOT).as_posix() in readme
+
+
+def test_readme_shows_four_heroes():
+    readme = (ROOT / "README.md").read_text()
+    heroes = re.findall(r"!\[([^]]+)\]\((notebooks/gallery/\w+\.png)\)", readme)
+    assert len({path for _, path in heroes}) == 4 and all(len(alt) > 20 for alt, _ in heroes)
+    assert all((ROOT / path).exists() for _, path in heroes)
 
 
 def test_headings_are_read():

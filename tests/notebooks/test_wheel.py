@@ -2,7 +2,6 @@
 
 import email
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import tomllib
 import zipfile
 
 import nbformat
-import pytest
 from anatomy import ROOT
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
@@ -25,22 +23,6 @@ class Absent:
             raise ModuleNotFoundError(f"{name} comes with an extra only", name=name)
 sys.meta_path.insert(0, Absent())
 """
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of this repository."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-    options = ["--no-deps", "--no-input", "--retries", "1", "--timeout", "20", "-w", folder]
-    done = subprocess.run([*pip, *options, ROOT], capture_output=True, text=True)
-    if done.returncode:
-        reason = f"the wheel cannot be built: {done.stderr.strip().splitlines()[-1]}"
-        if os.environ.get("CI"):
-            pytest.fail(f"CI needs it: {reason}", pytrace=False)
-        pytest.skip(reason)
-    (path,) = folder.glob("*.whl")
-    return path
 
 
 def names_of(extra):
@@ -81,7 +63,7 @@ def test_installing_it_pulls_no_jupyterlab(wheel):
                 need.marker = None
                 left.append(need)
     assert {"torch", "numpy", "ipywidgets", "traitlets"} <= found, "it follows more than one step"
-    for extra in ("lab", "he", "sweep", "serve"):
+    for extra in ("lab", "he", "sweep", "serve", "site"):
         assert not found & names_of(extra), f"the wheel pulls what {extra} brings"
 
 
