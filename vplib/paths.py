@@ -1,6 +1,7 @@
 """Where the clone, the cache and the downloads lie; nothing depends on the working folder."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -15,12 +16,16 @@ def repository_root() -> Path | None:
 def cache_root() -> Path:
     """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache.
 
-    A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is.
+    A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is. A user without
+    a home, as in some containers, has one among the temporary folders.
 
     Raises:
-        ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone.
+        ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone, or begins
+            with the home of a user who has none.
     """
-    return _given("VPLIB_CACHE") or platformdirs.user_cache_path("vplib")
+    place = _given("VPLIB_CACHE") or platformdirs.user_cache_path("vplib")
+    at_home = place.is_absolute()
+    return place if at_home else Path(tempfile.gettempdir(), f"vplib-{os.getuid()}")
 
 
 def data_root() -> Path:
@@ -30,7 +35,7 @@ def data_root() -> Path:
     working folders.
 
     Raises:
-        ValueError: `VPLIB_DATA` is relative and vplib was not imported from a clone.
+        ValueError: as of `cache_root`, of `VPLIB_DATA`.
     """
     return _given("VPLIB_DATA") or (repository_root() or cache_root()) / "data"
 
@@ -40,7 +45,10 @@ def _given(variable: str) -> Path | None:
     given, clone = os.environ.get(variable), repository_root()
     if not given:
         return None
-    path = Path(given).expanduser()
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{variable}={given}: {error}") from None
     if not path.is_absolute() and clone is None:
         raise ValueError(f"{variable}={given} must be an absolute path outside a clone")
     return path if path.is_absolute() else (clone / path).resolve()
