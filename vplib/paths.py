@@ -1,5 +1,6 @@
 """Where the clone, the cache and the downloads lie; nothing depends on the working folder."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -23,9 +24,12 @@ def cache_root() -> Path:
         ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone, or begins
             with the home of a user who has none.
     """
-    place = _given("VPLIB_CACHE") or platformdirs.user_cache_path("vplib")
-    at_home = place.is_absolute()
-    return place if at_home else Path(tempfile.gettempdir(), f"vplib-{os.getuid()}")
+    if given := _given("VPLIB_CACHE"):
+        return given
+    with contextlib.suppress(RuntimeError):  # no home; of older versions, a relative path
+        if (place := platformdirs.user_cache_path("vplib")).is_absolute():
+            return place
+    return Path(tempfile.gettempdir(), f"vplib-{os.getuid()}")
 
 
 def data_root() -> Path:

@@ -342,6 +342,7 @@ def test_a_point_that_always_kills_its_worker_is_reported(place):
         (["--grid", "=1,2"], "is not NAME=a,b,c"),
         (["--grid", "SEED="], "'' has an empty value"),
         (["--grid", "SEED=1,,2"], "'1,,2' has an empty value"),
+        (["--grid", "SEED=1,2, "], "'1,2, ' has an empty value"),
         (["--grid", "SED=1,2"], "one: unknown parameter 'SED'; did you mean 'SEED'?"),
         (["--grid", "SEED=1,two"], "SEED must be of type int, like 0; not 'two'"),
         (["--grid", "SEED=1,2,1"], "--grid SEED has 1 twice"),

@@ -64,21 +64,21 @@ def write_beside(path: Path, content: bytes) -> None:
             beside.unlink()
 
 
-def spare(path: Path, mark: bytes) -> None:
+def spare(path: Path, mark: bytes = b"") -> None:
     """Refuses to write where something lies that vplib did not make.
 
     Args:
         path: where a file is to be written.
-        mark: what stands near the beginning of such a file of ours.
+        mark: what stands near the beginning of a file of ours; without one, none is.
 
     Raises:
         ValueError: there is something without the mark, or no regular file.
     """
+    if mark and path.is_file():
+        with path.open("rb") as file:
+            if mark in file.read(10_000):
+                return
     if os.path.lexists(path):
-        if path.is_file():
-            with path.open("rb") as file:
-                if mark in file.read(10_000):
-                    return
         raise ValueError(f"{path} was not made by vplib and stays; choose another place")
 
 

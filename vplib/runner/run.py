@@ -93,7 +93,7 @@ def check(
     for name, path in found.items():
         target = folder / f"{name}.ipynb"
         jobs.append((name, path, target, check_notebook(name, report.read(path), given)))
-        if any(target.exists() and target.samefile(other) for other in found.values()):
+        if target.exists() and any(map(target.samefile, found.values())):
             raise ValueError(f"{target} is a notebook to run and stays; choose another --out")
     spare_others(jobs)
     report.spare(folder / "report.html", report.PAGE)
@@ -101,7 +101,7 @@ def check(
         ours = repository_root()
         if not ours or gallery.resolve() != ours / "notebooks" / "gallery":
             for png in (gallery / f"{path.stem}.png" for path in found.values()):
-                report.spare(png, b"no file has this mark")
+                report.spare(png)
         make_folder(gallery, "--gallery")
     make_folder(folder)
     return jobs, folder
@@ -185,10 +185,10 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
         profile = values.get("PROFILE", "rehearsal")  # which is derived from the two others
         if known and profile not in (*known, "rehearsal"):  # they are among the known
             raise ValueError(f"unknown profile {profile!r}; {nearest(profile, known)}")
-        if dataset := values.get("DATASET"):
+        if (dataset := values.get("DATASET")) is not None:
             from vplib.datasets import check_name  # and with it torch
 
-            check_name(str(dataset))
+            check_name(str(dataset).removesuffix("folder:"))  # which would be any folder
             kind, _, place = str(dataset).partition(":")
             if kind == "folder":  # the kernel may run in another one
                 values["DATASET"] = f"{kind}:{Path(place).expanduser().resolve()}"

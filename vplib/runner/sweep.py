@@ -87,7 +87,7 @@ def split_values(text: str) -> list[str]:
         values = [ast.get_source_segment(f"[{text}]", node) for node in nodes]
     except (SyntaxError, ValueError, AttributeError, MemoryError, RecursionError):  # folder:photos
         values = [value.strip() for value in text.split(",")]
-    if not values or not all(values):
+    if not values or not all(values) or text.strip().endswith(","):
         raise ValueError(f"{text!r} has an empty value; expected values with commas, as 1,2,3")
     return values
 
