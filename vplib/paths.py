@@ -1,6 +1,5 @@
 """Where the clone, the cache and the downloads lie; nothing depends on the working folder."""
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ def cache_root() -> Path:
     """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache.
 
     A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is. A user without
-    a home, as in some containers, has one among the temporary folders.
+    a home has one among the temporary folders.
 
     Raises:
         ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone, or begins
@@ -26,10 +25,14 @@ def cache_root() -> Path:
     """
     if given := _given("VPLIB_CACHE"):
         return given
-    with contextlib.suppress(RuntimeError):  # no home; of older versions, a relative path
-        if (place := platformdirs.user_cache_path("vplib")).is_absolute():
-            return place
-    return Path(tempfile.gettempdir(), f"vplib-{os.getuid()}")
+    home = lent_home()
+    return home / ".cache" / "vplib" if home else platformdirs.user_cache_path("vplib")
+
+
+def lent_home() -> Path | None:
+    """A folder for a user who has no home, as in some containers; None for all others."""
+    homeless = os.path.expanduser("~") == "~"
+    return Path(tempfile.gettempdir(), f"vplib-{os.getuid()}") if homeless else None
 
 
 def data_root() -> Path:

