@@ -456,6 +456,7 @@ def bad_calls(command, number=60):
             lambda: ["good.ipynb", "--grid", f"{word()}=1,2"],
             lambda: ["good.ipynb", "--grid", "SEED=1", "-p", "SIZES", word()],
             lambda: ["good.ipynb", "--grid", "SEED=1", "--workers", word()],
+            lambda: ["good.ipynb", "--grid", "SEED=1", "--scheduler", word()],
             lambda: ["good.ipynb", "--grid", "SEED=1", "--out", draw.choice(NOWHERE)],
             lambda: [word(), "--grid", "SEED=1"],
             lambda: [word()],

@@ -351,6 +351,8 @@ def test_a_point_that_always_kills_its_worker_is_reported(place):
         (["--grid", "SEED=1", "-p", "SEED", "2"], "SEED is given twice"),
         (["--grid", "SEED=1", "-p", "RAT", "2"], "did you mean 'RATE'?"),
         (["--grid", "SEED=1", "--scheduler", "x:1", "--workers", "2"], "--workers is for a"),
+        (["--grid", "SEED=1", "--scheduler", ""], "--scheduler '' is no address, as tcp://HOST"),
+        (["--grid", "SEED=1", "--scheduler", "tcp://["], "--scheduler 'tcp://[' is no address"),
         (["--grid", f"SEED={'-' * 60_000}1"], "SEED must be of type int, like 0; not '---"),
         (["--grid", f"RATE={'1' * 4000}"], "RATE must be below 1.8e308, not 111"),
         (["--grid", f"SEED={'1' * 5000}"], "SEED must be of type int, like 0; not '111"),

@@ -113,6 +113,9 @@ def sweep(found, given, out, grid, scheduler, workers, dry_run):
     """
     from vplib.runner import sweep as sweeping
 
+    address = r"(\w+://)?[^/\s]+:\d+|inproc://\S+"
+    if scheduler is not None and not re.fullmatch(address, scheduler):
+        raise ValueError(f"--scheduler {scheduler!r} is no address, as tcp://HOST:8786")
     if scheduler and workers:
         raise ValueError("--workers is for a cluster on this machine; --scheduler has its own")
     with _refusing():
