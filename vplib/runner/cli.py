@@ -149,6 +149,9 @@ def cache(clear):
                 path.unlink(missing_ok=True)
             except OSError:
                 left += 1
+        for folder in (*(root / "models").glob("*/"), root / "models") if clear else ():
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
         if left:
             raise ValueError(f"{left} files could not be removed; are they yours to remove?")
 
