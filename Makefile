@@ -29,7 +29,7 @@ $(READY):
 	@echo "$(VENV) is ready."
 
 run: env
-	@$(BIN)/vplib run --core --gallery notebooks/gallery
+	@$(BIN)/vplib run --core
 
 lab: env
 	@$(BIN)/jupyter lab notebooks/00_start_here.ipynb
@@ -53,15 +53,17 @@ site: env
 	@$(BIN)/python docs/site/build.py $(RUN)
 
 # Runs each notebook from a clean kernel, keeps the claims' output alone, and regenerates the Colab
-# guard and README's table. One notebook: make strip ALL_NOTEBOOKS=notebooks/attacks/NAME.ipynb
+# guard, README's table, and then the gallery, whose start page counts the states that it found.
+# One notebook: make strip ALL_NOTEBOOKS=notebooks/attacks/NAME.ipynb
 strip: env
 	@$(BIN)/python tests/notebooks/strip.py $(ALL_NOTEBOOKS) docs/template.ipynb
 	@$(BIN)/ruff format --quiet notebooks docs
+	@$(BIN)/vplib run $(ALL_NOTEBOOKS) --gallery notebooks/gallery
 
 # Guard, badge and picture of each notebook after `address` in pyproject.toml changed; nothing runs.
 generated: env
 	@$(BIN)/python tests/notebooks/strip.py --generated $(ALL_NOTEBOOKS) docs/template.ipynb
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +

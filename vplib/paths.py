@@ -1,6 +1,7 @@
 """Where the clone, the cache and the downloads lie; nothing depends on the working folder."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -15,12 +16,23 @@ def repository_root() -> Path | None:
 def cache_root() -> Path:
     """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache.
 
-    A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is.
+    A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is. A user without
+    a home has one among the temporary folders.
 
     Raises:
-        ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone.
+        ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone, or begins
+            with the home of a user who has none.
     """
-    return _given("VPLIB_CACHE") or platformdirs.user_cache_path("vplib")
+    if given := _given("VPLIB_CACHE"):
+        return given
+    home = lent_home()
+    return home / ".cache" / "vplib" if home else platformdirs.user_cache_path("vplib")
+
+
+def lent_home() -> Path | None:
+    """A folder for a user who has no home, as in some containers; None for all others."""
+    homeless = os.path.expanduser("~") == "~"
+    return Path(tempfile.gettempdir(), f"vplib-{os.getuid()}") if homeless else None
 
 
 def data_root() -> Path:
@@ -30,7 +42,7 @@ def data_root() -> Path:
     working folders.
 
     Raises:
-        ValueError: `VPLIB_DATA` is relative and vplib was not imported from a clone.
+        ValueError: as of `cache_root`, of `VPLIB_DATA`.
     """
     return _given("VPLIB_DATA") or (repository_root() or cache_root()) / "data"
 
@@ -40,7 +52,10 @@ def _given(variable: str) -> Path | None:
     given, clone = os.environ.get(variable), repository_root()
     if not given:
         return None
-    path = Path(given).expanduser()
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{variable}={given}: {error}") from None
     if not path.is_absolute() and clone is None:
         raise ValueError(f"{variable}={given} must be an absolute path outside a clone")
     return path if path.is_absolute() else (clone / path).resolve()

@@ -58,6 +58,8 @@ def executed(path, seed=0, sweep=None, error=None, outcome="holds"):
         new_code_cell("SEED = 0\nRATE = 0.5", metadata={"tags": ["parameters"]}),
         new_code_cell("x", metadata={"tags": ["hero"]}, outputs=outputs),
     ]
+    for count, cell in enumerate(cells[1:], 1):
+        cell.execution_count = count
     run = {"parameters": {"SEED": seed, "RATE": seed % 2 / 2}, "duration": 2.5 + seed}
     about = {"title": f"Notebook {path.stem}"} | ({"sweep": sweep} if sweep else {})
     notebook = new_notebook(cells=cells, metadata={"vplib": about, "papermill": run})

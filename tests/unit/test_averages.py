@@ -87,8 +87,8 @@ def executed(path, seed, rate, claims=None, **about):
     payloads += [{"claims": list(claims or [claim(seed * rate)])}]
     outputs = [new_output("display_data", {report.MIME: payload}) for payload in payloads]
     source = "SEED = 0\nRATE = 0.5"
-    cells = [new_code_cell(source, metadata={"tags": ["parameters"]})]
-    cells += [new_code_cell("x", outputs=outputs)]
+    cells = [new_code_cell(source, execution_count=1, metadata={"tags": ["parameters"]})]
+    cells += [new_code_cell("x", execution_count=2, outputs=outputs)]
     sweep = {"notebook": "one", "source": "", "swept": ["SEED", "RATE"], "tries": 1} | about
     run = {"parameters": {"SEED": seed, "RATE": rate}, "duration": 2.0 + seed}
     metadata = {"vplib": {"title": "A study", "sweep": sweep}, "papermill": run}
@@ -146,3 +146,10 @@ def test_the_claims_of_a_sweep(tmp_path):
     ]  # fmt: skip
     at = rows.index("claim: P <1>: grows: AUC")
     assert rows[at + 1 : at + 5] == ["RATE=1.0", "3", "2 ± 0.58", "1 to 3"]
+
+
+def test_numbers_beyond_a_float_are_none_to_average(tmp_path):
+    for seed in (0, 1):
+        executed(tmp_path / f"{seed}.ipynb", seed, 10**400, claims=[claim(10**400)])
+    page = report.write(tmp_path).read_text("utf-8")
+    assert "2 points" in page and "Left out" not in page

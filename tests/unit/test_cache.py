@@ -1052,6 +1052,10 @@ def test_a_file_that_vanishes_while_it_is_listed(monkeypatch):
 
 def test_clear_says_what_it_could_not_remove(monkeypatch):
     cache.write(cache.fingerprint(1), {"a": torch.ones(2)})
-    monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # root removes anything
+
+    def refuse(self, missing_ok=False):  # root removes anything
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
     result = CliRunner().invoke(cli, ["cache", "--clear"])
     assert result.exit_code == 2 and "1 files could not be removed" in result.output

@@ -1,10 +1,12 @@
 """The command line: what it refuses, what it runs, what it keeps and what it reports."""
 
 import base64
+import contextlib
 import html
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from vplib.claims import claims_table
 from vplib.runner import report, run
 from vplib.runner.cli import cli, main
 
+MAKEFILE = (report.Path(__file__).parents[2] / "Makefile").read_text()
 PARAMETERS = """SEED = 0
 PROFILE = "lab"
 DATASET = "digits"
@@ -119,6 +122,11 @@ def refused(*arguments):
         (["-p", "PROFILE", "paperr"], "unknown profile 'paperr'; did you mean 'paper'?"),
         (["-p", "DATASET", "digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
         (["-p", "DATASET", "folder:none"], "no such folder"),
+        (["-p", "DATASET", "folder:"], "unknown dataset ''"),
+        (["-p", "DATASET", ""], "unknown dataset ''"),
+        (["-p", "DATASET", "folder:~nosuch/x"], "Could not determine home directory"),
+        (["-p", "DATASET", f"folder:{'x' * 300}"], "File name too long"),
+        (["-p", "RATE", "1e400"], "RATE must be below 1.8e308, not 1e400"),
     ],
 )
 def test_refuses_parameters(ran_nothing, tmp_path, arguments, said):
@@ -167,8 +175,225 @@ def test_refuses_a_folder_that_cannot_be_written(ran_nothing, tmp_path):
 def test_never_writes_over_a_source(ran_nothing, tmp_path):
     path = save(tmp_path / "tiny.ipynb")
     before = path.read_bytes()
-    assert "was not made by a run" in refused("run", path, "--out", tmp_path)
+    assert "is a notebook to run and stays" in refused("run", path, "--out", tmp_path)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "tiny.ipynb").symlink_to(path)
+    (tmp_path / "same").mkdir()
+    os.link(path, tmp_path / "same" / "tiny.ipynb")
+    for folder in ("linked", "same"):
+        line = refused("run", path, "--out", tmp_path / folder)
+        assert "is a notebook to run and stays" in line
     assert path.read_bytes() == before
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """Papermill without a kernel: every cell gets a count, and the notebook a few lines of time."""
+
+    def execute(source, target, parameters=None, **options):
+        notebook = nbformat.read(source, 4)
+        for count, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
+            cell.execution_count = count
+        notebook.metadata["papermill"] = {"end_time": "x", "parameters": parameters or {}}
+        nbformat.write(notebook, target)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+
+
+def ran(*arguments):
+    result = CliRunner().invoke(cli, ["run", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_a_result_is_no_source_to_write_onto(instant, tmp_path, monkeypatch):
+    path, out = save(tmp_path / "a.ipynb"), tmp_path / "ex"
+    ran(path, "--out", out)
+    before = (out / "a.ipynb").read_bytes()
+    monkeypatch.chdir(out)
+    assert "is a notebook to run and stays" in refused(
+        "run", "a.ipynb", "--out", ".", "-p", "SEED", "3"
+    )
+    assert (out / "a.ipynb").read_bytes() == before
+
+
+def test_overwrites_the_untouched_result_of_the_same_job_only(instant, tmp_path):
+    path, out = save(tmp_path / "a.ipynb"), tmp_path / "out"
+    ran(path, "--out", out, "-p", "SEED", "1")
+    ran(path, "--out", out, "-p", "SEED", "1")
+    held = (out / "a.ipynb").read_bytes()
+    job = ["--out", out, "-p", "SEED", "1"]
+    assert "was made with other parameters and stays" in refused("run", path, "--out", out)
+    other = save(tmp_path / "other" / "a.ipynb")
+    assert "was not made by a run of this notebook and stays" in refused("run", other, *job)
+    assert (out / "a.ipynb").read_bytes() == held
+    notebook = report.read(out / "a.ipynb")
+    notebook.cells.append(new_markdown_cell("a student's own notes"))
+    nbformat.write(notebook, out / "a.ipynb")
+    assert "was changed after its run and stays" in refused("run", path, *job)
+    assert "own notes" in (out / "a.ipynb").read_text()
+    executed(out / "a.ipynb")  # by papermill alone
+    assert "was not made by a run of this notebook" in refused("run", path, *job)
+    (out / "a.ipynb").unlink()
+    ran(path, *job)
+
+
+def test_a_page_or_picture_of_others_stays(instant, tmp_path):
+    path, mine = save(tmp_path / "cat.ipynb"), tmp_path / "mine"
+    mine.mkdir()
+    for name in ("report.html", "cat.png", "notes.ipynb"):
+        (mine / name).write_text("my work")
+    assert "report.html was not made by vplib" in refused("run", path, "--out", mine)
+    out = ["--out", tmp_path / "out"]
+    assert "cat.png was not made by vplib" in refused("run", path, *out, "--gallery", mine)
+    ran(path, *out)
+    for name in ("report.html", "cat.png", "notes.ipynb"):
+        line = refused("report", tmp_path / "out", "--output", mine / name)
+        assert f"{name} was not made by vplib and stays" in line
+    refused("report", tmp_path / "out", "--output", path)
+    assert "mine was not made" in refused("report", tmp_path / "out", "--output", mine)
+    os.mkfifo(mine / "pipe")
+    assert "pipe was not made" in refused("report", tmp_path / "out", "--output", mine / "pipe")
+    assert {(mine / n).read_text() for n in os.listdir(mine) if n != "pipe"} == {"my work"}
+    assert CliRunner().invoke(cli, ["report", str(tmp_path / "out")]).exit_code == 0
+
+
+def test_make_run_leaves_the_tracked_pictures_and_clean_the_results():
+    recipes = dict(re.findall(r"^(\w+):[^\n]*\n((?:\t.*\n)+)", MAKEFILE, re.M))
+    assert "gallery" not in recipes["run"] and "gallery" in recipes["strip"]
+    assert "runs" not in recipes["clean"]
+
+
+# --- the earlier result stays, whatever stops a run -----------------------------------------------
+
+
+@pytest.fixture
+def earlier(instant, tmp_path):
+    """Two notebooks with results of an earlier run: arguments of the same one, and the folder."""
+    paths = [save(tmp_path / f"{name}.ipynb") for name in ("one", "two")]
+    arguments = ["run", *map(str, paths), "--out", str(tmp_path / "out")]
+    ran(*arguments[1:])
+    return arguments, tmp_path / "out"
+
+
+def test_a_full_disk_leaves_the_earlier_result_and_runs_the_others(earlier, monkeypatch):
+    arguments, out = earlier
+    before, wrote = (out / "one.ipynb").read_bytes(), report.Path.write_bytes
+
+    def full(self, content):
+        wrote(self, content[:10])
+        if self.parent == out and b"markdown" in content and not written:
+            written.append(self)
+            raise OSError(28, "No space left on device")
+        wrote(self, content)
+
+    written = []
+    monkeypatch.setattr(report.Path, "write_bytes", full)
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1 and written
+    assert "one: not kept ([Errno 28] No space left on device); an earlier" in result.stdout
+    assert "two: ran" in result.stdout and "1 of 2 notebooks ran" in result.stdout
+    assert (out / "one.ipynb").read_bytes() == before
+    assert sorted(os.listdir(out)) == [".vplib.lock", "one.ipynb", "report.html", "two.ipynb"]
+    monkeypatch.setattr(report.Path, "write_bytes", wrote)
+    ran(*arguments[1:])
+
+
+@pytest.mark.parametrize(
+    "stop", [OSError(28, "No space left on device"), RuntimeError("died"), KeyboardInterrupt()]
+)
+def test_what_stops_papermill_leaves_the_earlier_result(earlier, monkeypatch, stop):
+    arguments, out = earlier
+    before = (out / "one.ipynb").read_bytes()
+
+    def stopped(source, target, **options):
+        report.Path(target).write_text('{"cells": [')
+        raise stop
+
+    monkeypatch.setattr(papermill, "execute_notebook", stopped)
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == (130 if isinstance(stop, KeyboardInterrupt) else 1)
+    assert type(stop).__name__ in result.stdout
+    assert (out / "one.ipynb").read_bytes() == before
+    assert not (out / ".running.ipynb").exists()
+
+
+def test_a_first_run_that_is_stopped_is_kept_with_its_error(instant, tmp_path, monkeypatch):
+    def stopped(*arguments, **options):
+        raise RuntimeError("Kernel died")
+
+    monkeypatch.setattr(papermill, "execute_notebook", stopped)
+    arguments = ["run", str(save(tmp_path / "a.ipynb")), "--out", str(tmp_path / "out")]
+    for _ in range(2):  # the same command goes on
+        assert CliRunner().invoke(cli, arguments).exit_code == 1
+    assert report.outcome(report.read(tmp_path / "out" / "a.ipynb")) == "failed"
+
+
+def test_an_unreadable_result_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        papermill,
+        "execute_notebook",
+        lambda source, target, **o: report.Path(target).write_text("{"),
+    )
+    path = save(tmp_path / "a.ipynb")
+    result = CliRunner().invoke(cli, ["run", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "a: failed" in result.stdout
+    assert "is not a readable notebook" in result.stdout
+
+
+def test_a_source_that_is_gone_stops_no_other(instant, tmp_path, monkeypatch):
+    one, two = save(tmp_path / "one.ipynb"), save(tmp_path / "two.ipynb")
+    spared = run.spare_others
+
+    def gone(jobs):
+        spared(jobs)
+        if "out" in os.listdir(tmp_path):  # the second time, when all is checked
+            one.unlink()
+
+    monkeypatch.setattr(run, "spare_others", gone)
+    result = CliRunner().invoke(cli, ["run", str(one), str(two), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "one: not kept" in result.stdout
+    assert "two: ran" in result.stdout and "report.html" in result.stdout
+
+
+def test_runs_that_share_a_folder_wait_for_each_other(tmp_path, monkeypatch):
+    import filelock
+
+    held, lock = [], run.locked
+
+    def execute(source, target, **options):
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(tmp_path / "out" / ".vplib.lock").acquire(timeout=0)
+        held.append(source)
+        executed(report.Path(target))
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    path = save(tmp_path / "a.ipynb")
+    ran(path, "--out", tmp_path / "out")
+    assert len(held) == 1
+    with lock(tmp_path / "out"):  # free again
+        pass
+
+
+def test_what_another_run_left_in_between_stays(instant, tmp_path, monkeypatch):
+    path, out, lock = save(tmp_path / "a.ipynb"), tmp_path / "out", run.locked
+
+    @contextlib.contextmanager
+    def waited(folder):
+        monkeypatch.setattr(run, "locked", lock)
+        ran(path, "--out", out, "-p", "SEED", "1")
+        with lock(folder):
+            yield
+
+    monkeypatch.setattr(run, "locked", waited)
+    assert "was made with other parameters" in refused("run", path, "--out", out)
+    assert report.read(out / "a.ipynb").metadata.papermill["parameters"] == {"SEED": 1}
+
+
+def test_a_point_of_a_sweep_that_runs_again_is_none(instant, tmp_path):
+    path = save(tmp_path / "a.ipynb", sweep={"notebook": "a"})
+    ran(path, "--out", tmp_path / "out")
+    assert "sweep" not in report.read(tmp_path / "out" / "a.ipynb").metadata.vplib
 
 
 def test_names_the_missing_extra(ran_nothing, tmp_path, monkeypatch):
@@ -190,6 +415,106 @@ def test_says_how_to_get_papermill(ran_nothing, tmp_path, monkeypatch):
     assert 'pip install "vplib[lab]"' in refused("run", path, "--out", ran_nothing)
 
 
+# --- sixty bad calls of each command --------------------------------------------------------------
+
+WORDS = (
+    ["", " ", "x", "é", "Ω", "<script>alert(1)</script>", "'", '"', "\\", "-", "=", ",", "a=b"]
+    + ["[", "((", "{}{{", "%s", "$HOME", "*", "..", "/", "/dev/null", "/proc/x", "~nosuch/x"]
+    + ["folder:", "folder:~nosuch/x", "folder:none", f"folder:{'n' * 300}", "random:", "nan"]
+    + ["None", "True", "1.5", "1e400", "-1e400", "1" * 4000, "1" * 5000, "-" * 60_000]
+    + ["[" * 5000, "a" * 300, "b/" * 3000, "\n", "\t", "\x1b[2J", "\0", "a\0b", "\udcff", "x\udcff"]
+    + ["\u202e", "C:\\x", "https://x.invalid/a.ipynb", "''", "# x", "lambda: 1", "__import__('os')"]
+)
+NOWHERE = ["/proc/x", "/dev/null/x", "a" * 300, "b/" * 3000, "x\0", "x\udcff", "file", "file/x"]
+
+
+def bad_calls(command, number=60):
+    """Calls of a command that each have one fault at least."""
+    draw = random.Random(command)
+    word = lambda: draw.choice(WORDS)  # noqa: E731
+    if command == "run":
+        makers = [
+            lambda: ["good.ipynb", "-p", "SEED", word()],
+            lambda: ["good.ipynb", "-p", "RATE", word().replace("1.5", "x") + "x"],
+            lambda: ["good.ipynb", "-p", "SIZES", word()],
+            lambda: ["good.ipynb", "-p", "DATASET", word()],
+            lambda: ["good.ipynb", "-p", word(), word()],
+            lambda: ["good.ipynb", "--profile", word()],
+            lambda: ["good.ipynb", word()],
+            lambda: [word()],
+            lambda: ["good.ipynb", f"--{word()}x"],
+            lambda: ["good.ipynb", "--out", draw.choice(NOWHERE)],
+            lambda: ["good.ipynb", "--gallery", draw.choice(NOWHERE)],
+            lambda: [draw.choice(["deep", "pipe", "untyped", "untagged", "..", "list"]) + ".ipynb"],
+        ]
+    elif command == "sweep":
+        makers = [
+            lambda: ["good.ipynb", "--grid", word()],
+            lambda: ["good.ipynb", "--grid", f"SEED={word()}"],
+            lambda: ["good.ipynb", "--grid", f"SEED=1,{word()}"],
+            lambda: ["good.ipynb", "--grid", f"DATASET=digits,{word()}"],
+            lambda: ["good.ipynb", "--grid", f"{word()}=1,2"],
+            lambda: ["good.ipynb", "--grid", "SEED=1", "-p", "SIZES", word()],
+            lambda: ["good.ipynb", "--grid", "SEED=1", "--workers", word()],
+            lambda: ["good.ipynb", "--grid", "SEED=1", "--scheduler", word()],
+            lambda: ["good.ipynb", "--grid", "SEED=1", "--out", draw.choice(NOWHERE)],
+            lambda: [word(), "--grid", "SEED=1"],
+            lambda: [word()],
+        ]
+    elif command == "report":
+        makers = [lambda: [word()], lambda: ["done", "--output", draw.choice(NOWHERE)]]
+        makers += [lambda: ["done", word()], lambda: [], lambda: ["done", f"--{word()}x"]]
+    else:
+        makers = [lambda: [word()], lambda: [f"--{word()}x"], lambda: ["-x", word()]]
+    return [[command, *draw.choice(makers)()] for _ in range(number)]
+
+
+@pytest.mark.parametrize("command", ["list", "run", "sweep", "report", "cache"])
+def test_bad_calls_are_one_line_and_run_nothing(command, ran_nothing, tmp_path, monkeypatch):
+    from vplib import cache, datasets  # noqa: F401, so that no call waits for torch
+
+    monkeypatch.setenv("VPLIB_CACHE", str(tmp_path / "cache"))
+    good = save(tmp_path / "good.ipynb")
+    content = json.loads(good.read_text())
+    (tmp_path / "deep.ipynb").write_text("[" * 100_000)
+    os.mkfifo(tmp_path / "pipe.ipynb")
+    content["cells"][1].pop("cell_type")
+    (tmp_path / "untyped.ipynb").write_text(json.dumps(content))
+    (tmp_path / "untagged.ipynb").write_text('{"cells": [{"metadata": null}], "nbformat": 4}')
+    (tmp_path / "...ipynb").write_bytes(good.read_bytes())
+    (tmp_path / "list.ipynb").write_text("[1, 2]")
+    (tmp_path / "file").write_text("mine")
+    executed(tmp_path / "done" / "a.ipynb")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for call in bad_calls(command):
+        out, err = io.StringIO(), io.StringIO()
+        began = time.process_time()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            with pytest.raises(SystemExit) as ended:
+                main(call)
+        shown = [text[:40] for text in call]
+        assert ended.value.code == 2, (shown, out.getvalue(), err.getvalue())
+        line = err.getvalue()
+        assert out.getvalue() == "" and line.startswith("vplib: "), shown
+        assert line.count("\n") == 1 and len(line) < 700, shown
+        assert time.process_time() - began < 5, shown
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("key", ["tags", "papermill", "vplib"])
+@pytest.mark.parametrize("value", [None, 3, "x", [1], {"extras": 5, "sweep": 1, "title": [2]}])
+def test_odd_metadata_is_left_out(instant, tmp_path, key, value):
+    path = save(tmp_path / "a.ipynb")
+    notebook = json.loads(path.read_text())
+    notebook["metadata"][key] = value
+    for cell in notebook["cells"]:
+        cell["metadata"].setdefault(key, value)
+    path.write_text(json.dumps(notebook))
+    result = CliRunner().invoke(cli, ["run", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code in (0, 2) and not isinstance(result.exception, Exception), result.output
+    assert set(run.about(path)) <= {"title", "extras", "sweep"}
+
+
 @pytest.mark.parametrize("arguments", [["runn"], ["run", "-p", "SEED"], ["run", "--outt", "x"]])
 def test_wrong_usage_is_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -205,7 +530,7 @@ def test_no_command_shows_the_help(capsys):
     assert ended.value.code == 2 and "report" in capsys.readouterr().err
 
 
-def test_a_full_disk_during_the_run_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_for_all_is_one_line(tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -215,7 +540,9 @@ def test_a_full_disk_during_the_run_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["run", str(path), "--out", str(tmp_path / "out")])
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "vplib: [Errno 28] No space left on device\n"
+    said = capsys.readouterr()
+    assert said.err == "" and "tiny: not kept ([Errno 28] No space left on device)" in said.out
+    assert said.out.splitlines()[-1].startswith("there is no executed notebook in")
 
 
 # --- values, parameters, profiles ---------------------------------------------------------------
@@ -262,6 +589,12 @@ def test_parses_values(text, default, value):
         ("3", [1]),
         ("[1]", {}),
         ("((((", 1),
+        ("-" * 60_000, 1),
+        ("1e400", 0.5),
+        ("1e400", None),
+        ("1" * 4000, 1),
+        ("[1, -1e400]", [1]),
+        ("{'a': 1e999}", {}),
     ],
 )
 def test_refuses_values_of_another_type(text, default):
@@ -315,6 +648,31 @@ def clone(tmp_path, monkeypatch):
     return books
 
 
+def test_lists_what_is_no_notebook_of_ours_without_a_traceback(tmp_path, monkeypatch):
+    books = clone(tmp_path, monkeypatch)
+    save(books / ".ipynb_checkpoints" / "a-checkpoint.ipynb", title="A copy", core=True)
+    for path in books.rglob("*.ipynb"):
+        if ".ipynb_checkpoints" not in path.parts:
+            path.unlink()
+    os.mkfifo(books / "pipe.ipynb")
+    (books / "gone.ipynb").symlink_to(books / "nowhere")
+    (books / "a.ipynb").write_text("[" * 100_000)
+    for name, about in {"b": None, "c": [1], "d": {"title": 3, "datasets": 4}}.items():
+        save(books / f"{name}.ipynb", x=1)
+        notebook = json.loads((books / f"{name}.ipynb").read_text())
+        notebook["metadata"]["vplib"] = about
+        (books / f"{name}.ipynb").write_text(json.dumps(notebook))
+    save(books / "e.ipynb", title="Two\nlines", datasets=[1, None])
+    result = CliRunner().invoke(cli, ["list"])
+    assert result.exit_code == 0, result.exception
+    assert [line.split() for line in result.stdout.splitlines()[1:]] == [
+        ["a", "(unreadable)"], ["b", "(unreadable)"], ["c", "(unreadable)"], ["d", "3"],
+        ["e", "Two", "lines", "1,", "None"],
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="nothing to run"):
+        run.find((), core=True)
+
+
 def test_lists_notebooks_as_an_aligned_table(tmp_path, monkeypatch):
     books = clone(tmp_path, monkeypatch)
     (books / "attacks" / "zz.ipynb").write_text("{")
@@ -344,16 +702,32 @@ def test_core_takes_the_start_page_and_what_says_core(tmp_path, monkeypatch):
 
 def test_cache_shows_and_clears_models_only(tmp_path, monkeypatch):
     monkeypatch.setenv("VPLIB_CACHE", str(tmp_path))
-    (tmp_path / "models" / "deep").mkdir(parents=True)
-    (tmp_path / "models" / "deep" / "a.safetensors").write_bytes(b"0" * 1_500_000)
-    (tmp_path / "data.txt").write_text("stays")
+    (tmp_path / "models" / "ab").mkdir(parents=True)
+    kept, half = f"{'ab' * 32}.safetensors", f".{'ab' * 4}.{'0' * 32}"  # as vplib.cache names them
+    (tmp_path / "models" / "ab" / kept).write_bytes(b"0" * 1_400_000)
+    (tmp_path / "models" / "ab" / half).write_bytes(b"0" * 100_000)
+    mine = [tmp_path / "data.txt", tmp_path / "models" / "my.safetensors"]
+    for path in mine:
+        path.write_text("stays")
     shown = CliRunner().invoke(cli, ["cache"])
-    assert shown.stdout == f"1 files, 1.5 MB of trained models in {tmp_path}\n"
-    assert (tmp_path / "models" / "deep" / "a.safetensors").exists()
+    assert shown.stdout == f"2 files, 1.5 MB of trained models in {tmp_path}\n"
+    assert (tmp_path / "models" / "ab" / kept).exists()
     cleared = CliRunner().invoke(cli, ["cache", "--clear"])
     assert cleared.exit_code == 0 and cleared.stdout == "removing " + shown.stdout
-    assert not (tmp_path / "models").exists() and (tmp_path / "data.txt").exists()
+    assert not (tmp_path / "models" / "ab").exists()
+    assert {path.read_text() for path in mine} == {"stays"}
     assert "0 files" in CliRunner().invoke(cli, ["cache", "--clear"]).stdout
+
+
+def test_a_cache_that_is_no_place_is_one_line(monkeypatch):
+    monkeypatch.setenv("VPLIB_CACHE", "~nosuch/x")
+    assert "VPLIB_CACHE=~nosuch/x" in refused("cache")
+
+
+def test_python_m_vplib_is_the_command():
+    command = [sys.executable, "-m", "vplib", "run", "none.ipynb"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("vplib: there is no notebook 'none")
 
 
 def test_the_command_starts_without_the_heavy_libraries():
@@ -592,9 +966,11 @@ def test_ctrl_c_ends_the_kernel_and_reports(tmp_path):
         new_notebook(cells=[code("print('done')"), code(source + "\ntime.sleep(60)")]), path
     )
     command = [sys.executable, "-c", "from vplib.runner.cli import main; main()", "run", str(path)]
+    (tmp_path / "temporary").mkdir()
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job of & ignores it
@@ -603,6 +979,8 @@ def test_ctrl_c_ends_the_kernel_and_reports(tmp_path):
         if marker.exists() and marker.read_text():
             break
         time.sleep(0.1)
+    # A run that is killed at this moment leaves no folder of ours behind.
+    assert not list((tmp_path / "temporary").glob("vplib*"))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=180)
     assert process.returncode == 130, err
@@ -706,6 +1084,77 @@ def test_outcomes_of_stopped_runs(tmp_path):
     )
     tagged = executed(tmp_path / "t.ipynb", error, tags=["raises-exception"])
     assert report.outcome(report.read(tagged)) == "ran"
+
+
+def test_a_dead_kernel_under_papermill_alone_has_not_finished(tmp_path):
+    path = executed(tmp_path / "a.ipynb", payload("claims", [row("b", "FAILS")]))
+    notebook = nbformat.read(path, 4)
+    notebook.cells += [code("os.kill(os.getpid(), 9)"), code("never")]
+    nbformat.write(notebook, path)  # papermill notes an end_time all the same
+    assert report.outcome(report.read(path)) == "not finished"
+    page = report.write(tmp_path).read_text()
+    assert ">not finished<" in page
+    for cell in notebook.cells[-2:]:
+        cell.execution_count = 9
+    notebook.cells += [code(" \n"), code("left = out", "skip-execution")]
+    nbformat.write(notebook, path)
+    assert report.outcome(report.read(path)) == "claim failed"
+
+
+def test_no_time_before_the_start_after_a_clock_jump(tmp_path):
+    executed(tmp_path / "a.ipynb", duration=-86_399.5)
+    page = report.write(tmp_path).read_text()
+    assert ">unknown<" in page and "86399" not in page
+
+
+def test_a_page_takes_any_name_and_letter(tmp_path):
+    path = executed(tmp_path / "a.ipynb", payload("record", {"name": "SURROGATE", "value": 1}))
+    content = path.read_text().replace("SURROGATE", "\\ud800")
+    path.with_name("Ω \udcff.ipynb").write_text(content)
+    page = report.write(tmp_path).read_text("utf-8")
+    assert "Ω \\udcff" in page
+
+
+def test_claims_are_said_on_any_terminal(instant, tmp_path):
+    result = ["run", str(save(tmp_path / "Ω.ipynb")), "--out", str(tmp_path / "out")]
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    with contextlib.redirect_stdout(terminal), pytest.raises(SystemExit) as ended:
+        main(result)
+    terminal.flush()
+    assert ended.value.code == 0 and rb"\u03a9: ran" in terminal.buffer.getvalue()
+
+
+def test_a_user_without_home_or_name_keeps_models_and_runs_notebooks(tmp_path):
+    for name in ("site", "tmp", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import pwd\ndef gone(uid): raise KeyError(uid)\npwd.getpwuid = gone"
+    )
+    save(tmp_path / "work" / "a.ipynb", code("print(1)"))
+    notebook = nbformat.read(tmp_path / "work" / "a.ipynb", 4)
+    notebook.cells.pop(2)  # profile() without an import
+    nbformat.write(notebook, tmp_path / "work" / "a.ipynb")
+    source = """from vplib import cache
+import torch
+kept = [cache.kept(("x",), lambda: {"a": torch.ones(2)}) for _ in range(2)]
+print(kept[1]["a"].sum().item(), cache.counts)
+from vplib.runner.cli import main
+try:
+    main(["cache"])
+finally:
+    main(["run", "a.ipynb", "--out", "out"])
+"""
+    left_out = ("VPLIB_CACHE", "HOME", "JUPYTER", "XDG", "IPYTHON")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
+    environment |= {"TMPDIR": str(tmp_path / "tmp")}
+    environment["PYTHONPATH"] = f"{tmp_path / 'site'}:{report.Path(run.__file__).parents[2]}"
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path / "work", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "2.0 {'reused': 1, 'trained': 1}\n1 files" in done.stdout and "a: ran" in done.stdout
+    assert sorted(os.listdir(tmp_path / "work")) == ["a.ipynb", "out"]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

@@ -2,12 +2,16 @@
 
 import csv
 import dataclasses
+import io
 import re
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
 
-from vplib import paths, survey
+from vplib import paths, plots, survey
 
 PAPERS = survey.papers()
 
@@ -177,3 +181,36 @@ def test_map_counts_a_paper_in_each_of_its_sections():
     drawn = sum(bar.get_width() for bars in ax.containers for bar in bars.patches)
     plt.close(ax.figure)
     assert drawn == sum(len(survey.sections_of(p.survey_place)) for p in PAPERS)
+
+
+def lengths(picture, colors):
+    """Of each bar in a picture of the map, from the top, how many pixels of each color it has."""
+    pixels = np.asarray(picture.convert("RGB")).astype(int)
+    near = [(abs(pixels - np.multiply(color, 255)).max(-1) < 11).sum(1) for color in colors]
+    counts = np.stack(near, axis=1)  # of each row of pixels
+    edges = np.flatnonzero(np.diff(counts.sum(1) > 10, prepend=False, append=False))
+    return [np.median(counts[a:b], axis=0) for a, b in edges.reshape(-1, 2) if b - a > 12]
+
+
+def drawn(papers):
+    with plt.rc_context():
+        plots.use_style()
+        ax = survey.draw_map(papers)
+        ax.figure.savefig(file := io.BytesIO(), dpi=100, bbox_inches="tight")
+        plt.close(ax.figure)
+    colors = [to_rgb(bars.patches[0].get_facecolor()) for bars in ax.containers]
+    return lengths(Image.open(file), colors), colors
+
+
+def test_the_start_page_in_the_gallery_counts_as_papers_csv_does():
+    def equal(one, other):
+        return len(one) == len(other) and np.allclose(one, other, atol=10)  # a paper has 23
+
+    today, colors = drawn(PAPERS)
+    first = next(i for i, p in enumerate(PAPERS) if p.state == "planned")
+    changed = dataclasses.replace(PAPERS[first], state="works")
+    assert not equal(today, drawn([*PAPERS[:first], changed, *PAPERS[first + 1 :]])[0])
+    shown = paths.repository_root() / "notebooks" / "gallery" / "00_start_here.png"
+    with Image.open(shown) as picture:
+        command = "vplib run 00_start_here --gallery notebooks/gallery"
+        assert equal(today, lengths(picture, colors)), f"counts of another day: {command}"

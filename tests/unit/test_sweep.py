@@ -226,8 +226,6 @@ def test_a_full_disk_is_waited_for(place, threads, monkeypatch):
 
     def write(path, content):
         if path.suffix == ".ipynb" and full and full.pop():
-            path.parent.mkdir(exist_ok=True)
-            path.with_name(f".{path.name}.part").write_bytes(content[:10])
             raise OSError(28, "No space left on device")
         wrote(path, content)
 
@@ -267,7 +265,11 @@ def test_a_disk_that_stays_full_stops_the_sweep(place, threads, monkeypatch, cap
 
 
 def test_a_worker_elsewhere_writes_nothing_and_sends_the_notebook(place, threads, monkeypatch):
-    ran = sweeping.run_point
+    ran, execute, places = sweeping.run_point, run.execute, []
+
+    def noted(name, source, place, *others, **options):
+        places.append(place)
+        return execute(name, source, place, *others, **options)
 
     def elsewhere(source, point, inode):
         text = ran(source, point, inode + 1)  # a folder of that name, but another one
@@ -275,10 +277,13 @@ def test_a_worker_elsewhere_writes_nothing_and_sends_the_notebook(place, threads
         return text
 
     monkeypatch.setattr(sweeping, "run_point", elsewhere)
+    monkeypatch.setattr(run, "execute", noted)
     arguments = ["sweep", save(place / "one.ipynb"), "--grid", "SEED=1", "-p", "PLACE", str(place)]
     result = CliRunner().invoke(cli, [*arguments, "--out", "out", "--scheduler", threads])
     assert result.exit_code == 0, result.output
     assert [row["accuracy"] for row in table(place / "out")] == ["1.5"]
+    # Where Dask clears up after a killed worker.
+    assert [p.parts[-4] for p in places] == ["dask-scratch-space"]
 
 
 def test_a_point_is_not_repeated_when_its_worker_is_lost_after_it(place):
@@ -337,6 +342,7 @@ def test_a_point_that_always_kills_its_worker_is_reported(place):
         (["--grid", "=1,2"], "is not NAME=a,b,c"),
         (["--grid", "SEED="], "'' has an empty value"),
         (["--grid", "SEED=1,,2"], "'1,,2' has an empty value"),
+        (["--grid", "SEED=1,2, "], "'1,2, ' has an empty value"),
         (["--grid", "SED=1,2"], "one: unknown parameter 'SED'; did you mean 'SEED'?"),
         (["--grid", "SEED=1,two"], "SEED must be of type int, like 0; not 'two'"),
         (["--grid", "SEED=1,2,1"], "--grid SEED has 1 twice"),
@@ -345,6 +351,20 @@ def test_a_point_that_always_kills_its_worker_is_reported(place):
         (["--grid", "SEED=1", "-p", "SEED", "2"], "SEED is given twice"),
         (["--grid", "SEED=1", "-p", "RAT", "2"], "did you mean 'RATE'?"),
         (["--grid", "SEED=1", "--scheduler", "x:1", "--workers", "2"], "--workers is for a"),
+        (["--grid", "SEED=1", "--scheduler", ""], "--scheduler '' is no address, as tcp://HOST"),
+        (["--grid", "SEED=1", "--scheduler", "tcp://["], "--scheduler 'tcp://[' is no address"),
+        (["--grid", f"SEED={'-' * 60_000}1"], "SEED must be of type int, like 0; not '---"),
+        (["--grid", f"RATE={'1' * 4000}"], "RATE must be below 1.8e308, not 111"),
+        (["--grid", f"SEED={'1' * 5000}"], "SEED must be of type int, like 0; not '111"),
+        (["--grid", "RATE=0.1,1e400"], "RATE must be below 1.8e308, not 1e400"),
+        (["--grid", "SIZES=[1],[-1e400]"], "SIZES must be below 1.8e308, not [-1e400]"),
+        (
+            ["--grid", f"SEED={','.join(map(str, range(1000)))}"]
+            + ["--grid", f"RATE={','.join(map(str, range(101)))}"],
+            "one: 101,000 points; a sweep takes at most 100,000",
+        ),
+        (["--grid", "SEED=1", "-p", "RATE", "1", "-p", "RATE", "2"], "a parameter is given twice"),
+        (["--grid", "DATASET=folder:~nosuch/x"], "one: Could not determine home directory"),
     ],
 )
 def test_refuses(place, arguments, said):
@@ -424,9 +444,9 @@ def test_the_order_of_the_grid_changes_no_point(place):
 
 
 def test_points_that_differ_have_files_of_their_own(place):
-    long = f"PLACE={'x' * 200}a,{'x' * 200}b,a/b,a:b,a_b"
+    long = f"PLACE={'x' * 200}a,{'x' * 200}b,a/b,a:b,a_b,{'写真' * 60}"
     names = [p.target.name for p in planned(place, long, "SIZES=[1],[2, 3]")]
-    assert len(set(names)) == 10 and max(map(len, names)) < 120
+    assert len(set(names)) == 12 and max(len(name.encode()) for name in names) < 120
     assert not any(set(name) & set(' /:[]"') for name in names)
     fixed = planned(place, "SEED=1", given={"RATE": "0.9"})
     assert fixed[0].target.name == "SEED=1,RATE=0.9.ipynb"
@@ -437,6 +457,8 @@ def finished(point, **about):
     notebook = report.read(point.source)
     notebook["metadata"]["papermill"] |= {"parameters": point.parameters, "duration": 2.0}
     notebook["metadata"]["vplib"]["sweep"] = point.about | {"tries": 1} | about
+    for cell in notebook.cells[1:]:
+        cell.execution_count = 1
     report.write_beside(point.target, nbformat.writes(notebook).encode())
 
 
@@ -489,6 +511,43 @@ def test_never_writes_over_what_no_sweep_made(place):
         cli, ["sweep", str(point.source), "--grid", "SEED=1", "--out", "out"]
     )
     assert result.exit_code == 2 and "was not made by a sweep and stays" in result.stderr
+
+
+def test_never_writes_over_a_table_or_page_that_no_sweep_made(place):
+    arguments = ["sweep", save(place / "one.ipynb"), "--grid", "SEED=1", "--out", "."]
+    for name in ("sweep.csv", "report.html"):
+        (place / name).write_text("name,outcome\nmine,1\n")
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 2 and f"{name} was not made by vplib and stays" in result.stderr
+        assert (place / name).read_text() == "name,outcome\nmine,1\n"
+        (place / name).unlink()
+    sweeping.write_table(place, {place / "a": {"notebook": "a", "SEED": 0, "outcome": "ran",
+                                               "seconds": 1, "tries": 1}})  # fmt: skip
+    assert sweeping.plan({"one": place / "one.ipynb"}, ("SEED=1",), {}, place)[0]
+
+
+def test_a_checkpoint_is_no_second_point(place):
+    (point,) = planned(place, "SEED=1")
+    finished(point)
+    copy = point.target.parent / ".ipynb_checkpoints" / "SEED=1-checkpoint.ipynb"
+    report.write_beside(copy, point.target.read_bytes())
+    assert list(sweeping.done_in(place / "out")) == [point.target]
+
+
+def test_a_point_whose_kernel_died_under_papermill_is_not_done(place):
+    (point,) = planned(place, "SEED=1")
+    finished(point)
+    assert point.done()
+    notebook = report.read(point.target)
+    notebook.cells[-1].execution_count = None
+    report.write_beside(point.target, nbformat.writes(notebook).encode())
+    assert not point.done()
+
+
+def test_the_log_takes_any_letter(place, monkeypatch):
+    monkeypatch.setattr("builtins.print", lambda *arguments, **options: None)
+    sweeping.say(place, "Ω \udcff")
+    assert "Ω \\udcff" in (place / "sweep.log").read_text(encoding="utf-8")
 
 
 def test_a_recorded_value_called_like_a_column_keeps_its_own(place):

@@ -24,7 +24,7 @@ def numbers(points: list[dict]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for name, value in (pair for point in points for pair in point["measured"].items()):
         for place, element in enumerate(value if isinstance(value, list) else [value], 1):
-            if isinstance(element, int | float):
+            if isinstance(element, int | float) and abs(element) < 1e150:  # whose square is finite
                 label = f"{name} [{place}]" if isinstance(value, list) else name
                 found.setdefault(label, []).append(element)
     return found

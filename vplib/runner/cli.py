@@ -1,18 +1,42 @@
 """The `vplib` command: list, run, sweep, report, cache."""
 
+import contextlib
 import functools
-import shutil
+import os
+import re
 import sys
 from pathlib import Path
 
 import click
 
-from vplib import __version__
+from vplib import __version__, paths
 from vplib.runner import report as reporting
 from vplib.runner import run as running
 
+OURS = re.compile(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{8}\.[0-9a-f]{32}")  # in the cache
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Readable(click.Group):
+    """Refuses what no file, notebook and terminal can hold alike."""
+
+    def parse_args(self, ctx, args):
+        with _refusing():
+            for text in (*args, os.getcwd()):
+                if "\0" in text or text != text.encode(errors="ignore").decode():
+                    raise ValueError(f"{text!r} is no text in UTF-8 without null bytes")
+        return super().parse_args(ctx, args)
+
+
+@contextlib.contextmanager
+def _refusing():
+    """What goes wrong before anything runs is one line and exit status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _stop(error)
+
+
+@click.group(cls=_Readable, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli():
     """Runs the notebooks of the visual privacy companion, and reports on them."""
@@ -23,9 +47,13 @@ def _what_to_run(command):
 
     @functools.wraps(command)
     def checked(notebooks, core, given, profile, **others):
-        given = dict(given) | ({} if profile is None else {"PROFILE": profile})
+        given += () if profile is None else (("PROFILE", profile),)
+        with _refusing():
+            if len(given) > len(dict(given)):
+                raise ValueError("a parameter is given twice, by -p or --profile; give it once")
+            found = running.find(notebooks, core)
         try:
-            status = command(running.find(notebooks, core), given, **others)
+            status = command(found, dict(given), **others)
         except ValueError as error:
             _stop(error)
         click.get_current_context().exit(status)
@@ -48,8 +76,9 @@ def list_notebooks():
     rows = [("NOTEBOOK", "TITLE", "MINUTES", "CORE", "DATASETS")]
     for name, path in running.in_clone().items():
         about = running.about(path)
-        title, minutes = about.get("title", ""), str(about.get("minutes", ""))
-        sets = ", ".join(about.get("datasets") or ())
+        title, minutes = (" ".join(str(about.get(k, "")).split()) for k in ("title", "minutes"))
+        sets = about.get("datasets")
+        sets = ", ".join(map(str, sets)) if isinstance(sets, list) else ""
         rows.append((name, title, minutes, "core" if about.get("core") else "", sets))
     if len(rows) == 1:
         _stop("no notebooks here: they are in the repository, not in the installed package")
@@ -63,7 +92,9 @@ def list_notebooks():
 @click.option("--gallery", type=Path, help="Write the hero figures to this folder.")
 def run(found, given, out, gallery):
     """Runs notebooks, given as paths or as `vplib list` names them, and writes a report."""
-    return running.run(*running.check(found, given, out), gallery)
+    with _refusing():
+        jobs, folder = running.check(found, given, out, gallery)
+    return running.run(jobs, folder, gallery)
 
 
 @cli.command()
@@ -82,9 +113,13 @@ def sweep(found, given, out, grid, scheduler, workers, dry_run):
     """
     from vplib.runner import sweep as sweeping
 
+    address = r"(\w+://)?[^/\s]+:\d+|inproc://\S+"
+    if scheduler is not None and not re.fullmatch(address, scheduler):
+        raise ValueError(f"--scheduler {scheduler!r} is no address, as tcp://HOST:8786")
     if scheduler and workers:
         raise ValueError("--workers is for a cluster on this machine; --scheduler has its own")
-    points, folder = sweeping.plan(found, grid, given, out)
+    with _refusing():
+        points, folder = sweeping.plan(found, grid, given, out)
     return sweeping.show(points) if dry_run else sweeping.sweep(points, folder, scheduler, workers)
 
 
@@ -93,10 +128,8 @@ def sweep(found, given, out, grid, scheduler, workers, dry_run):
 @click.option("--output", type=Path, help="The file to write [default: DIR/report.html].")
 def report(folder, output):
     """Writes one HTML page on the executed notebooks in DIR."""
-    try:
+    with _refusing():
         click.echo(reporting.write(folder, output))
-    except (ValueError, OSError) as error:
-        _stop(error)
 
 
 @cli.command()
@@ -104,23 +137,36 @@ def report(folder, output):
 def cache(clear):
     """Shows where trained models are kept and how much they take."""
     from vplib import cache as models
-    from vplib import paths
 
-    root, held = paths.cache_root(), [p.stat().st_size for p in models.files() if p.exists()]
-    what = f"{len(held)} files, {sum(held) / 1e6:.1f} MB of trained models in {root}"
-    click.echo(f"removing {what}" if clear else what)
-    if clear:
-        shutil.rmtree(root / "models", ignore_errors=True)
-        if left := len(models.files()):
-            _stop(f"{left} files could not be removed; are they yours to remove?")
+    with _refusing():
+        root, held = paths.cache_root(), [p for p in models.files() if OURS.fullmatch(p.name)]
+        size = sum(path.stat().st_size for path in held if path.exists())
+        what = f"{len(held)} files, {size / 1e6:.1f} MB of trained models in {root}"
+        click.echo(f"removing {what}" if clear else what)
+        left = 0
+        for path in held if clear else ():  # and nothing that somebody else keeps beside them
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                left += 1
+        for folder in (*(root / "models").glob("*/"), root / "models") if clear else ():
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+        if left:
+            raise ValueError(f"{left} files could not be removed; are they yours to remove?")
 
 
 def main(args=None) -> None:
     """Runs the command; what goes wrong beforehand is one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal need not have a claim's Greek letters
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if home := paths.lent_home():  # Jupyter starts no kernel for a user who has none
+        os.environ["HOME"] = str(home)
     try:
         status = cli.main(args, prog_name="vplib", standalone_mode=False)
     except click.ClickException as error:
-        status = click.echo(f"vplib: {error.format_message()}", err=True) or 2
+        status = click.echo(f"vplib: {_line(error.format_message())}", err=True) or 2
     except OSError as error:  # a full disk, while running
         status = click.echo(f"vplib: {error}", err=True) or 1
     except (click.Abort, KeyboardInterrupt):
@@ -129,6 +175,12 @@ def main(args=None) -> None:
 
 
 def _stop(reason):
-    error = click.ClickException(" ".join(str(reason).split()))
+    error = click.ClickException(_line(reason))
     error.exit_code = 2
     raise error
+
+
+def _line(text):
+    """A text in one line, of a long one its beginning and its end."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= 600 else f"{line[:300]} ... {line[-300:]}"

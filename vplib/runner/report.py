@@ -2,10 +2,14 @@
 
 import ast
 import base64
+import contextlib
+import functools
 import importlib.util
 import io
 import json
+import os
 import re
+import uuid
 from pathlib import Path
 
 from vplib.claims import claims_table
@@ -13,10 +17,11 @@ from vplib.recorded import MIME
 
 MARKER = "papermill-error-cell-tag"  # cells that papermill puts in front of an error
 THUMB = 40_000  # bytes of a figure in the report's gallery
+PAGE = b"<title>vplib report</title>"  # by which a page is known for ours
 
 
 def read(path: Path):
-    """A notebook as nbformat reads it, with the metadata that is read here present.
+    """A notebook as nbformat reads it, with the metadata that is read here present, of its type.
 
     Raises:
         ValueError: the file cannot be read, or is no valid notebook; or papermill is missing.
@@ -26,25 +31,55 @@ def read(path: Path):
     import nbformat
 
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("no file")
         notebook = nbformat.convert(nbformat.reader.reads(path.read_text("utf-8")), 4)
         nbformat.validate(notebook)
     except Exception as error:  # nbformat does not say which errors damage raises
         why = f"{type(error).__name__}: {str(error)[:200]}; repair or delete it"
         raise ValueError(f"{path} is not a readable notebook ({why})") from None
-    for part in (notebook, *notebook.cells):
-        part.metadata.setdefault("papermill", {})
-    for cell in notebook.cells:
-        cell.metadata.setdefault("tags", [])
-    notebook.metadata.setdefault("vplib", {})
+    wanted = [(part, "papermill", dict) for part in (notebook, *notebook.cells)]
+    wanted += [(cell, "tags", list) for cell in notebook.cells] + [(notebook, "vplib", dict)]
+    for part, key, kind in wanted:
+        if not isinstance(part.metadata.get(key), kind):
+            part.metadata[key] = kind()
     return notebook
+
+
+def notebooks(folder: Path) -> list[Path]:
+    """The notebooks below a folder, without hidden ones, such as Jupyter's checkpoints."""
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*.ipynb")))
+    return [folder / path for path in found if not any(p.startswith(".") for p in path.parts)]
 
 
 def write_beside(path: Path, content: bytes) -> None:
     """Writes a file beside its place and renames it, so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    beside.replace(path)
+    beside = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def spare(path: Path, mark: bytes = b"") -> None:
+    """Refuses to write where something lies that vplib did not make.
+
+    Args:
+        path: where a file is to be written.
+        mark: what stands near the beginning of a file of ours; without one, none is.
+
+    Raises:
+        ValueError: there is something without the mark, or no regular file.
+    """
+    if mark and path.is_file():
+        with path.open("rb") as file:
+            if mark in file.read(10_000):
+                return
+    if os.path.lexists(path):
+        raise ValueError(f"{path} was not made by vplib and stays; choose another place")
 
 
 def literal(expression: str, otherwise):
@@ -60,10 +95,17 @@ def parameters(notebook) -> dict:
 
     None is for what is no literal. Papermill leaves out a line with a second `=`, in a comment too.
     """
+    tagged = (cell for cell in notebook.cells if "parameters" in cell.metadata.tags)
+    return dict(_defaults(tuple(cell.source for cell in tagged if cell.cell_type == "code")))
+
+
+@functools.cache  # of a long grid, each value asks
+def _defaults(sources):
     import nbformat
     import papermill
 
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.tags]
+    about = {"tags": ["parameters"]}
+    cells = [nbformat.v4.new_code_cell(source, metadata=about) for source in sources]
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}  # always
     alone = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     found = papermill.inspect_notebook(alone)
@@ -73,8 +115,8 @@ def parameters(notebook) -> dict:
 def emitted(notebook, kind: str) -> list:
     """What `vplib.recorded` put into the outputs: the payloads of one kind, in order."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    payloads = [output.get("data", {}).get(MIME, {}) for output in outputs]
-    return [payload[kind] for payload in payloads if kind in payload]
+    payloads = [output.get("data", {}).get(MIME) for output in outputs]
+    return [payload[kind] for payload in payloads if isinstance(payload, dict) and kind in payload]
 
 
 def claims(notebook) -> list[dict]:
@@ -129,6 +171,11 @@ def outcome(notebook) -> str:
     known = {"ClaimFailed": "claim failed", "KeyboardInterrupt": "interrupted"}
     if error := failure(notebook):
         return known.get(error["name"], "failed")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    asked = (cell for cell in code if "skip-execution" not in cell.metadata.tags)
+    # Papermill says that it came to the end, too, where a kernel died.
+    if not all(cell.execution_count for cell in asked):
+        return "not finished"
     if any(row["outcome"] in ("FAILS", "no test") for row in claims(notebook)):
         return "claim failed"
     return "ran" if notebook.metadata.papermill.get("end_time", True) else "not finished"
@@ -136,7 +183,10 @@ def outcome(notebook) -> str:
 
 def swept(notebook) -> dict | None:
     """What a point of a sweep says about it: notebook, source, swept, tries; else None."""
-    return notebook.metadata.vplib.get("sweep")
+    about = notebook.metadata.vplib.get("sweep")
+    parts = {"notebook": str, "source": str, "swept": list, "tries": int}
+    whole = isinstance(about, dict) and all(isinstance(about.get(k), v) for k, v in parts.items())
+    return about if whole else None
 
 
 def figures(notebook) -> list[dict]:
@@ -185,7 +235,7 @@ def brief(name: str, notebook, illustrated: bool) -> dict:
         "title": notebook.metadata.vplib.get("title") or name,
         "parameters": papermill.get("parameters", {}),
         "started": (papermill.get("start_time") or "")[:19].replace("T", " "),
-        "seconds": round(papermill.get("duration") or 0, 1),
+        "seconds": round(max(0, papermill.get("duration") or 0), 1),  # the clock may have jumped
         "outcome": outcome(notebook),
         "error": failure(notebook),
         "claims": claims(notebook),
@@ -214,7 +264,8 @@ def write(folder: Path, output: Path | None = None) -> Path:
         output: the file to write; `report.html` in the folder by default.
 
     Raises:
-        ValueError: there is no such folder, or no executed notebook in it.
+        ValueError: there is no such folder, no executed notebook in it, or at the page's place
+            lies something else.
     """
     import jinja2
 
@@ -222,12 +273,13 @@ def write(folder: Path, output: Path | None = None) -> Path:
 
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; `vplib run` says where it leaves its notebooks")
+    output = (output or folder / "report.html").absolute()
+    spare(output, PAGE)
     text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True).from_string(text)
     page.globals |= {"claims_table": claims_table, "averages": averages}
     books, studies, notes = [], {}, []
-    paths = [p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-    for path in sorted(paths):
+    for path in notebooks(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
             notebook = read(path)
@@ -236,13 +288,14 @@ def write(folder: Path, output: Path | None = None) -> Path:
             study = (about := swept(notebook)) and (about["notebook"], *about["swept"])
             # Of a thousand points, the first has the pictures.
             book = brief(name, notebook, illustrated=not study or study not in studies)
-            page.render(books=[book], studies={})  # alone, to see whether it can be shown
+            alone = ([], {study: [book]}) if study else ([book], {})
+            page.render(books=alone[0], studies=alone[1])  # to see whether it can be shown
             (studies.setdefault(study, []) if study else books).append(book)
         except Exception as error:  # whatever damage it has, the others are shown
             notes.append(f"{name}: {error}")
     if not books and not studies and not notes:
         raise ValueError(f"there is no executed notebook in {folder}; `vplib run` makes them")
     books.sort(key=lambda book: book["started"])
-    output = (output or folder / "report.html").absolute()
-    write_beside(output, page.render(books=books, studies=studies, notes=notes).encode())
+    text = page.render(books=books, studies=studies, notes=notes)
+    write_beside(output, text.encode(errors="backslashreplace"))  # names that are no UTF-8
     return output

@@ -1,6 +1,8 @@
 """Finds notebooks, checks everything before any of them starts, and runs them with papermill."""
 
+import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -16,6 +18,12 @@ from vplib.paths import repository_root
 from vplib.runner import report
 
 GALLERY = 100_000  # bytes of a figure in the gallery
+# What a run notes about itself, and why it does not write where another one is noted.
+NOTES = {
+    "source": "was not made by a run of this notebook",
+    "parameters": "was made with other parameters",
+    "cells": "was changed after its run",
+}
 
 
 def in_clone() -> dict[str, Path]:
@@ -24,14 +32,14 @@ def in_clone() -> dict[str, Path]:
         return {}
     paths = [path.relative_to(root / "notebooks") for path in root.glob("notebooks/**/*.ipynb")]
     names = {path.with_suffix("").as_posix(): root / "notebooks" / path for path in sorted(paths)}
-    return {name: path for name, path in names.items() if "/." not in name}
+    return {n: path for n, path in names.items() if "/." not in f"/{n}" and path.is_file()}
 
 
 def about(path: Path) -> dict:
     """What a notebook's metadata says for vplib, read without nbformat: `vplib list` is quick."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["metadata"].get("vplib", {})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return dict(json.loads(path.read_text(encoding="utf-8"))["metadata"].get("vplib", {}))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {"title": "(unreadable)"}
 
 
@@ -43,16 +51,18 @@ def find(wanted: tuple[str, ...], core: bool = False) -> dict[str, Path]:
         core: also every notebook whose metadata says `core`.
 
     Raises:
-        ValueError: a notebook is unknown, two have one name, or there is nothing to run.
+        ValueError: a notebook is unknown or hidden, two have one name, or there is nothing to run.
     """
     known = in_clone()
     found = {name: path for name, path in known.items() if core and about(path).get("core")}
     for text in wanted:
-        path = Path(text).resolve() if Path(text).is_file() else known.get(text)
+        path = Path(text).resolve() if os.path.isfile(text) else known.get(text)
         if path is None:
             hint = nearest(text, known) if known else "give a path"
             raise ValueError(f"there is no notebook {text!r}; {hint}")
         name = next((name for name in known if known[name] == path), path.stem)
+        if name.startswith("."):  # "...ipynb" would be written above the folder
+            raise ValueError(f"{text!r} begins with a point; rename it, or copy it to another name")
         if found.setdefault(name, path) != path:
             raise ValueError(f"two notebooks are called {name!r}: {found[name]} and {path}")
     if not found:
@@ -60,33 +70,67 @@ def find(wanted: tuple[str, ...], core: bool = False) -> dict[str, Path]:
     return found
 
 
-def check(found: dict[str, Path], given: dict[str, str], out: Path | None) -> tuple[list, Path]:
-    """Checks what can be known before a notebook starts, then makes the folder.
+def check(
+    found: dict[str, Path], given: dict[str, str], out: Path | None, gallery: Path | None = None
+) -> tuple[list, Path]:
+    """Checks what can be known before a notebook starts, then makes the folders.
 
     Args:
         found: the notebooks, as `find` returns them.
         given: parameters as typed; every notebook must know each.
         out: where the executed notebooks go; a new folder in runs/ if None.
+        gallery: where hero figures go; in the clone's own, earlier ones are replaced.
 
     Returns:
         The jobs (name, source, target and parameters of each), and the absolute folder.
 
     Raises:
-        ValueError: something is missing, unknown, damaged, of the wrong type, or not writable.
+        ValueError: something is missing, unknown, damaged, of the wrong type, not writable, or
+            would be overwritten.
     """
     folder = (out or Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")).absolute()
     jobs = []
     for name, path in found.items():
         target = folder / f"{name}.ipynb"
         jobs.append((name, path, target, check_notebook(name, report.read(path), given)))
-        if target.exists() and not report.read(target).metadata.papermill:
-            raise ValueError(f"{target} was not made by a run and stays; choose another --out")
+        if target.exists() and any(map(target.samefile, found.values())):
+            raise ValueError(f"{target} is a notebook to run and stays; choose another --out")
+    spare_others(jobs)
+    report.spare(folder / "report.html", report.PAGE)
+    if gallery and not given:
+        ours = repository_root()
+        if not ours or gallery.resolve() != ours / "notebooks" / "gallery":
+            for png in (gallery / f"{path.stem}.png" for path in found.values()):
+                report.spare(png)
+        make_folder(gallery, "--gallery")
     make_folder(folder)
     return jobs, folder
 
 
-def make_folder(folder: Path) -> None:
-    """Makes the folder of a run.
+def spare_others(jobs: list) -> None:
+    """Refuses jobs that would overwrite anything but the untouched result of the same job.
+
+    Raises:
+        ValueError: a target holds something else.
+    """
+    for _, source, target, parameters in jobs:
+        if os.path.lexists(target):
+            notebook = report.read(target)
+            held, job = notebook.metadata.vplib.get("run"), notes(notebook, source, parameters)
+            for note, why in NOTES.items():
+                if not isinstance(held, dict) or held.get(note) != job[note]:
+                    raise ValueError(f"{target} {why} and stays; choose another --out")
+
+
+def notes(notebook, source: Path, parameters: dict) -> dict:
+    """What a run notes in the executed notebook, to know it again."""
+    cells = json.dumps([cell.source for cell in notebook.cells])
+    mark = hashlib.sha256(cells.encode()).hexdigest()
+    return {"source": str(source), "parameters": parameters, "cells": mark}
+
+
+def make_folder(folder: Path, option: str = "--out") -> None:
+    """Makes a folder that a run writes to.
 
     Raises:
         ValueError: it cannot be made, or not written to.
@@ -95,7 +139,27 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose --out") from None
+        why = f"{error.strerror}; choose another {option}"
+        raise ValueError(f"cannot write to {folder} ({why})") from None
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """One run or sweep works in a folder at a time; another one waits, and says so."""
+    import filelock
+
+    lock = filelock.FileLock(folder / ".vplib.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"another one works in {folder}; waiting until it ends (Ctrl-C stops)", flush=True)
+        lock.acquire()
+    except (NotImplementedError, OSError):
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
@@ -109,7 +173,8 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     Raises:
         ValueError: a package is missing, or a parameter is unknown or of the wrong type.
     """
-    for extra in notebook.metadata.vplib.get("extras") or ():
+    extras = notebook.metadata.vplib.get("extras")
+    for extra in map(str, extras if isinstance(extras, list) else ()):
         if missing := missing_of(extra):
             raise ValueError(f'{name} needs {missing}: pip install "vplib[{extra}]"')
     defaults = report.parameters(notebook)
@@ -122,14 +187,14 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
         profile = values.get("PROFILE", "rehearsal")  # which is derived from the two others
         if known and profile not in (*known, "rehearsal"):  # they are among the known
             raise ValueError(f"unknown profile {profile!r}; {nearest(profile, known)}")
-        if dataset := values.get("DATASET"):
+        if (dataset := values.get("DATASET")) is not None:
             from vplib.datasets import check_name  # and with it torch
 
-            check_name(str(dataset))
+            check_name(str(dataset).removesuffix("folder:"))  # which would be any folder
             kind, _, place = str(dataset).partition(":")
             if kind == "folder":  # the kernel may run in another one
                 values["DATASET"] = f"{kind}:{Path(place).expanduser().resolve()}"
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:  # folder:~nosuch, a name too long
         raise ValueError(f"{name}: {error}") from None
     return values
 
@@ -140,9 +205,13 @@ def parse_value(name: str, text: str, default):
     The default None takes anything, a float also an int; a tuple in the text becomes a list.
 
     Raises:
-        ValueError: the value has another type.
+        ValueError: the value has another type, or a number is too large for a float.
     """
     value, wanted = report.literal(text, otherwise=text), type(default)
+    try:
+        json.dumps(json.loads(json.dumps(value), parse_int=float), allow_nan=False)
+    except ValueError:
+        raise ValueError(f"{name} must be below 1.8e308, not {text}") from None
     if default is not None and type(value) not in ((int, float) if wanted is float else (wanted,)):
         raise ValueError(
             f"{name} must be of type {wanted.__name__}, like {default!r}; not {value!r}"
@@ -162,6 +231,8 @@ def missing_of(extra: str) -> str:
 def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
     """Runs the notebooks one after another, then writes the report, whose path comes last.
 
+    An earlier result stays until the new one is whole: whatever stops papermill, replaces none.
+
     Args:
         jobs: what `check` returned.
         folder: where the report goes.
@@ -169,77 +240,112 @@ def run(jobs: list, folder: Path, gallery: Path | None = None) -> int:
 
     Returns:
         The exit status: 0 if every notebook ran and no claim failed, 130 after Ctrl-C, else 1.
-    """
-    import nbformat
 
+    Raises:
+        ValueError: another run was waited for, and left something else at a target.
+    """
     ends, began = [], time.monotonic()
-    for number, (name, source, target, parameters) in enumerate(jobs, 1):
-        print(f"{name} ({number} of {len(jobs)}) is running", flush=True)
-        notebook = execute(name, source, target, parameters)
-        report.write_beside(target, nbformat.writes(notebook).encode())
-        ends.append(_say(name, notebook))
-        if ends[-1] == "interrupted":
-            break
-        shown = gallery and ends[-1] == "ran" and not parameters
-        for hero in [f for f in report.figures(notebook) if f["hero"]] if shown else ():
-            png = report.smaller(hero["png"], GALLERY)
-            report.write_beside(gallery / f"{source.stem}.png", png)
-    good, seconds = ends.count("ran"), time.monotonic() - began
-    print(f"{good} of {len(jobs)} notebooks ran and kept their claims, {seconds:.0f} s")
-    print(report.write(folder), flush=True)
+    with locked(folder):
+        spare_others(jobs)
+        for number, job in enumerate(jobs, 1):
+            print(f"{job[0]} ({number} of {len(jobs)}) is running", flush=True)
+            try:
+                ends.append(_run_one(*job, gallery))
+            except (OSError, ValueError) as error:  # a full disk; a source that is gone by now
+                ends.append("not kept")
+                print(f"  {job[0]}: not kept ({error}); an earlier result stays", flush=True)
+            if ends[-1] == "interrupted":
+                break
+        good, seconds = ends.count("ran"), time.monotonic() - began
+        print(f"{good} of {len(jobs)} notebooks ran and kept their claims, {seconds:.0f} s")
+        try:
+            print(report.write(folder), flush=True)
+        except ValueError as error:  # nothing was kept
+            print(error, flush=True)
     return 130 if "interrupted" in ends else int(good < len(jobs))
 
 
+def _run_one(name, source, target, parameters, gallery):
+    """Runs one notebook, keeps what is to be kept, and returns the outcome."""
+    import nbformat
+
+    beside = target.with_name(".running.ipynb")  # the folder is locked
+    notebook, whole = execute(name, source, beside, parameters)
+    notebook.metadata.vplib.pop("sweep", None)  # of a source that a sweep made
+    notebook.metadata.vplib["run"] = notes(notebook, source, parameters)
+    try:
+        if whole or not target.exists():
+            report.write_beside(target, nbformat.writes(notebook).encode())
+    finally:
+        ended = _say(name, notebook)
+    shown = gallery and ended == "ran" and not parameters
+    for hero in [f for f in report.figures(notebook) if f["hero"]] if shown else ():
+        png = report.smaller(hero["png"], GALLERY)
+        report.write_beside(gallery / f"{source.stem}.png", png)
+    return ended
+
+
 @functools.cache
-def _use_this_python():
-    """Makes "python3" the name of this interpreter's kernel, for as long as this process lives."""
-    from ipykernel.kernelspec import write_kernel_spec
+def _own_kernel():
+    """The manager of a kernel that is this interpreter, whatever is called python3 elsewhere."""
+    import traitlets
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
 
-    kept = tempfile.TemporaryDirectory(prefix="vplib-kernel-", ignore_cleanup_errors=True)
-    write_kernel_spec(Path(kept.name, "kernels/python3"), extra_arguments=["--log-level=CRITICAL"])
-    paths = (kept.name, os.environ.get("JUPYTER_PATH"))
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
-    return kept  # in the cache above; it is deleted when this process ends
+    class OwnKernel(AsyncKernelManager):
+        @traitlets.default("kernel_spec_manager")
+        def _only_the_native_one(self):
+            return KernelSpecManager(parent=self, kernel_dirs=[])
+
+    return OwnKernel
 
 
-def execute(name: str, source: Path, target: Path, parameters: dict, quiet: bool = False):
+def execute(name: str, source: Path, place: Path, parameters: dict, quiet: bool = False):
     """Runs one notebook; an error that no cell shows is put where it happened.
 
     Args:
         name: what the progress bar says, on a terminal.
         source: the notebook.
-        target: where papermill writes while it runs; an earlier one is replaced.
+        place: where papermill writes while it runs; nothing is left there.
         parameters: values for its parameters cell.
         quiet: no progress bar, even on a terminal.
 
     Returns:
-        The executed notebook, as `report.read` returns it.
+        The executed notebook, as `report.read` returns it, and whether papermill was not stopped:
+        by Ctrl-C, a full disk, or a kernel that died.
+
+    Raises:
+        ValueError: the source cannot be read any more.
     """
     import papermill
 
-    _use_this_python()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is printed below
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # of an earlier run
-    error = None
-    paths = [re.sub(r"([{}])", r"\1\1", str(path)) for path in (source, target)]  # it formats them
+    error, began = None, time.monotonic()
+    paths = [re.sub(r"([{}])", r"\1\1", str(path)) for path in (source, place)]  # it formats them
     bar = {"desc": f"  {name}", "leave": False, "disable": quiet or None}  # on a terminal
     options = {"kernel_name": "python3", "language": "python", "progress_bar": bar}
+    options |= {"kernel_manager_class": _own_kernel(), "extra_arguments": ["--log-level=CRITICAL"]}
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)  # of a run that was killed
         papermill.execute_notebook(*paths, parameters=parameters or None, **options)
     except papermill.PapermillExecutionError:
         pass  # the notebook shows it
     except (Exception, KeyboardInterrupt) as caught:  # a kernel killed for its memory, Ctrl-C
         error = caught
     try:
-        notebook = report.read(target)
-    except ValueError:  # it never started, or was cut short while it was written
-        notebook = report.read(source)
+        notebook = report.read(place)
+    except ValueError as unreadable:  # it never started, or was cut short while it was written
+        notebook, error = report.read(source), error or unreadable
+    with contextlib.suppress(OSError):
+        place.unlink()
     if error:
         put_error(notebook, error)
     elif not report.failure(notebook):  # papermill marks intended errors as well
         notebook.cells = [c for c in notebook.cells if report.MARKER not in c.metadata.tags]
-    return notebook
+    seconds = time.monotonic() - began  # papermill's change with the clock
+    notebook.metadata.papermill |= {"parameters": parameters, "duration": seconds}
+    return notebook, error is None
 
 
 def put_error(notebook, error: BaseException) -> None:

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -20,6 +21,7 @@ from pathlib import Path
 from vplib.runner import report, run
 
 WAIT, PAUSE = 600.0, 5.0  # seconds to wait for space on a full disk, and between two looks
+MOST = 100_000  # points
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def split_values(text: str) -> list[str]:
     try:
         nodes = ast.parse(f"[{text}]", mode="eval").body.elts
         values = [ast.get_source_segment(f"[{text}]", node) for node in nodes]
-    except (SyntaxError, AttributeError):  # folder:photos
+    except (SyntaxError, ValueError, AttributeError, MemoryError, RecursionError):  # folder:photos
         values = [value.strip() for value in text.split(",")]
-    if not values or not all(values):
+    if not values or not all(values) or text.strip().endswith(","):
         raise ValueError(f"{text!r} has an empty value; expected values with commas, as 1,2,3")
     return values
 
@@ -117,6 +119,8 @@ def plan(
             raise ValueError(f"{name} is given twice; name it once, in --grid or in -p")
         axes[name] = split_values(values)
     folder = (out or Path("runs", f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}")).absolute()
+    report.spare(folder / "report.html", report.PAGE)
+    report.spare(folder / "sweep.csv", b",outcome,seconds,tries")
     points = []
     for name, path in found.items():
         notebook = report.read(path)
@@ -130,6 +134,8 @@ def plan(
         source = hashlib.sha256(json.dumps(code).encode()).hexdigest()
         about = {"notebook": name, "source": source, "swept": list(axes)}
         order = list(report.parameters(notebook))
+        if (many := math.prod(map(len, choices))) > MOST:
+            raise ValueError(f"{name}: {many:,} points; a sweep takes at most {MOST:,}")
         for values in itertools.product(*choices):
             chosen = fixed | dict(zip(axes, values, strict=True))
             parameters = {k: chosen[k] for k in sorted(chosen, key=order.index)}
@@ -141,7 +147,7 @@ def plan(
 def _file_name(parameters: dict) -> str:
     """The parameters as a file name; where letters are left out, a hash tells points apart."""
     text = ",".join(f"{name}={value}" for name, value in parameters.items())
-    safe = re.sub(r"[^\w=,.+-]", "_", text)[:100]
+    safe = re.sub(r"[^\w=,.+-]", "_", text, flags=re.ASCII)[:100]  # so many bytes, too
     mark = hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]
     return text if safe == text else f"{safe}-{mark}"
 
@@ -168,10 +174,13 @@ def run_point(source: bytes, point: Point, inode: int) -> str:
         return point.target.read_text(encoding="utf-8")
     get_worker().log_event("vplib", get_worker().get_current_task())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a nanny sets it: one point, one core
-    with tempfile.TemporaryDirectory(prefix="vplib-point-") as place:
+    # Dask removes what a killed worker left in its folder.
+    own = {"prefix": "vplib-point-", "dir": get_worker().local_directory}
+    with tempfile.TemporaryDirectory(**own) as place:
         path, target = Path(place, "source.ipynb"), Path(place, "out.ipynb")
         path.write_bytes(source)
-        text = point.signed(run.execute(point.name, path, target, point.parameters, quiet=True))
+        executed, _ = run.execute(point.name, path, target, point.parameters, quiet=True)
+        text = point.signed(executed)
     with contextlib.suppress(OSError):  # a full disk: whoever asked waits until there is space
         if seen:
             report.write_beside(point.target, text.encode())
@@ -180,14 +189,15 @@ def run_point(source: bytes, point: Point, inode: int) -> str:
 
 def done_in(folder: Path) -> dict[Path, dict]:
     """The rows of the points that a folder holds already, by their file."""
-    notebooks = {path: report.read(path) for path in sorted(folder.rglob("*.ipynb"))}
+    notebooks = {path: report.read(path) for path in report.notebooks(folder)}
     return {path: report.row(book) for path, book in notebooks.items() if report.swept(book)}
 
 
 def say(folder: Path, text: str) -> None:
     """Prints a line, and adds it to sweep.log."""
     print(text, flush=True)
-    with contextlib.suppress(OSError), (folder / "sweep.log").open("a") as log:
+    kind = {"encoding": "utf-8", "errors": "backslashreplace"}
+    with contextlib.suppress(OSError), (folder / "sweep.log").open("a", **kind) as log:
         log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
 
@@ -245,16 +255,8 @@ def sweep(
     Raises:
         ValueError: the folder cannot be written, holds something else, or no scheduler answers.
     """
-    import filelock
-
     run.make_folder(folder)
-    lock = filelock.FileLock(folder / ".sweep.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f"another sweep works in {folder}; waiting until it ends (Ctrl-C stops)", flush=True)
-        lock.acquire()
-    with lock:
+    with run.locked(folder):
         rows, began, interrupted = done_in(folder), time.monotonic(), False
         todo = [point for point in points if not point.done()]
         done = len(points) - len(todo)
@@ -267,10 +269,10 @@ def sweep(
             say(folder, f"stopped; the same command with --out {folder} goes on from here")
         good = [rows.get(point.target, {}).get("outcome") for point in points].count("ran")
         seconds = time.monotonic() - began
-        write_table(folder, rows)
+        if rows:
+            write_table(folder, rows)
         say(folder, f"{good} of {len(points)} points ran and kept their claims, {seconds:.0f} s")
-        print(folder / "sweep.csv")
-        print(report.write(folder) if rows else folder, flush=True)
+        print(*[folder / "sweep.csv", report.write(folder)] if rows else [folder], sep="\n")
     return 130 if interrupted else int(good < len(points))
 
 
@@ -329,8 +331,8 @@ def _client(address, workers, points):
             silence_logs=logging.CRITICAL,
         )
     try:
-        return distributed.Client(address, timeout="10s")
-    except (OSError, ValueError, TypeError) as error:
+        return distributed.Client(address, timeout="4s")
+    except Exception as error:  # whatever Dask says of an address that is none
         raise ValueError(
             f"no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler` "
             "and give the address it prints, as tcp://HOST:8786"
