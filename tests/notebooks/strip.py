@@ -208,12 +208,15 @@ def write_tables(root: Path = ROOT) -> None:
 
 
 def main(paths: list[str]) -> None:
-    """Runs each notebook, keeps the claims' output alone, and rewrites what follows from them.
+    """Runs each notebook, keeps hero and the claims' output, and rewrites what follows from them.
 
     After `--generated`, no notebook runs and its output stays: guard, badge and picture alone.
     """
     import nbformat
     from nbclient import NotebookClient
+
+    from vplib.runner import report
+    from vplib.runner.run import GALLERY
 
     address, run = published_address(), paths[:1] != ["--generated"]
     for path in map(Path, paths if run else paths[1:]):
@@ -224,6 +227,10 @@ def main(paths: list[str]) -> None:
             resources = {"metadata": {"path": path.resolve().parent}}
             options = dict(timeout=None, resources=resources, record_timing=False)
             NotebookClient(notebook, **options).execute()
+            for hero in (figure["png"] for figure in report.figures(notebook) if figure["hero"]):
+                if "notebooks" in path.resolve().parts:  # the template has no place in the gallery
+                    png = ROOT / "notebooks" / "gallery" / f"{path.stem}.png"
+                    report.write_beside(png, report.smaller(hero, GALLERY))
             notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "vplib")}
         nbformat.write(notebook, path)
         command = [sys.executable, "-m", "nbstripout", "--keep-id", "--keep-count", str(path)]
