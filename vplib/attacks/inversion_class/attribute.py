@@ -41,16 +41,16 @@ def infer_attribute(
     """
     records, outcomes = np.array(records, dtype=float), np.asarray(outcomes, dtype=float)
     values, priors = np.asarray(values), np.asarray(priors, dtype=float)
-    if records.ndim != 2 or not records.size or outcomes.shape != records.shape[:1]:
-        raise ValueError(f"no outcome for each row: {records.shape} records, {outcomes.shape}")
+    known = records.ndim == 2 and records.size and outcomes.shape == records.shape[:1]
+    if not known or priors.shape not in ((len(values),), (len(records), len(values))):
+        shapes = f"{records.shape} records, {outcomes.shape} outcomes, {priors.shape} priors"
+        raise ValueError(f"give an outcome for each record, a prior for each value, not {shapes}")
     if not -records.shape[1] <= column < records.shape[1]:
         raise ValueError(f"records have columns 0..{records.shape[1] - 1}, not {column}")
-    if priors.shape not in (values.shape, (len(records), *values.shape)) or values.ndim != 1:
-        raise ValueError(f"{priors.shape} priors: give one for each of {values.shape} values")
-    if not ((priors > 0) & (priors < np.inf)).all() or not 0 < sigma < np.inf:
-        raise ValueError("priors and sigma must be finite and above 0")
-    if not (np.isfinite(np.delete(records, column, 1)).all() and np.isfinite(outcomes).all()):
-        raise ValueError("records and outcomes must be finite; leave out rows with gaps")
+    records[:, column] = 0
+    finite = all(np.isfinite(x).all() for x in (records, outcomes, priors, sigma))
+    if not finite or priors.min() <= 0 or sigma <= 0:
+        raise ValueError("all must be finite (leave out gaps), priors and sigma above 0")
     scores = []
     for value, prior in zip(values, priors.T, strict=True):
         records[:, column] = value
