@@ -157,6 +157,19 @@ def test_wrong_settings_are_refused(victims, change, message):
         attack.invert_class_black_box(victims.predict(0), **settings)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [dict(start=torch.full((3, 64), torch.nan)), dict(prior=-0.1), dict(prior=torch.nan)],
+)
+def test_latents_and_priors_are_refused(victims, change):
+    def decode(z):
+        return z.sigmoid().view(-1, *SHAPE)
+
+    settings = dict(start=torch.zeros(3, 64), num_steps=1, lr=0.1) | change
+    with pytest.raises(ValueError, match="must be finite, prior 0 or more"):
+        attack.invert_latents(victims, torch.arange(3), decode, **settings)
+
+
 def test_black_box_settings_are_refused(victims):
     for change, message in ((dict(difference=0.6), "difference"), (dict(patch=3), "patches of 3")):
         with pytest.raises(ValueError, match=message):

@@ -184,11 +184,11 @@ def invert_latents(
     Args:
         victims: K models, white box.
         targets: (N,) the class wanted in each image.
-        decode: from (M, latents) to (M, C, H, W) images, differentiable.
-        start: (N, latents) where to start.
+        decode: from (M, latents) to (M, C, H, W) images in [0, 1], differentiable.
+        start: (N, latents) where to start, finite.
         num_steps: of Adam.
         lr: learning rate.
-        prior: weight of the squared length of the latents.
+        prior: weight of the squared length of the latents, 0 or more.
         trace_at: after which steps to keep the images.
 
     Returns:
@@ -203,6 +203,8 @@ def invert_latents(
         of the latents, for a released generator comes without one.
     """
     _check(targets, start, num_steps, lr)
+    if not start.isfinite().all() or not prior >= 0:
+        raise ValueError(f"latents to start from must be finite, prior 0 or more, not {prior}")
     logits_of, shape = white_box(victims), (len(victims), len(targets))
     z = start.expand(len(victims), *start.shape).clone().requires_grad_()
     stepper = torch.optim.Adam([z], lr=lr)

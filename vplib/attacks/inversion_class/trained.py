@@ -110,14 +110,12 @@ def train_gamin(
     Source:
         Aivodji, Gambs and Ther, GAMIN: an adversarial approach to black-box model inversion, 2019.
         There the weight of the surrogate's two parts is adapted, networks are deeper and a
-        surrogate serves one class; here both parts weigh the same, and one surrogate, a softmax
-        regression, serves all classes.
+        surrogate serves one class; here all images weigh the same, those of the generators and
+        those of noise, and one surrogate, a softmax regression, serves all classes.
     """
     classes = targets.dtype == torch.int64 and set(targets.tolist()) <= set(range(num_classes))
     if num_steps < 1 or not classes or shape[1] % SCALE or shape[2] % SCALE:
-        wanted = (
-            f"int64 targets in 0..{num_classes - 1}, num_steps 1 or more, sizes {SCALE} divides"
-        )
+        wanted = f"int64 targets in 0..{num_classes - 1}, steps 1 or more, sizes {SCALE} divides"
         raise ValueError(f"give {wanted}, not {targets}, {num_steps}, {shape}")
     device, generator = targets.device, torch.Generator().manual_seed(seed)
 
