@@ -18,7 +18,8 @@ QUICK = {
     ),
     "attacks/inversion_class": (
         dict(NUM_STEPS=21),
-        dict(strangers=40, epochs=2, cnn_epochs=1, ae_epochs=2, gan_steps=10, repeats=3),
+        dict(strangers=40, epochs=2, cnn_epochs=1, ae_epochs=2, gan_steps=10, repeats=3)
+        | dict(gamin_steps=5),
     ),
     "attacks/inversion_gradient": (
         dict(),

@@ -138,7 +138,13 @@ def test_a_prior_keeps_latents_short(victims):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(targets=torch.tensor([0])), "give a start for each wanted class"),
+        (dict(targets=torch.tensor([0])), "give a start for each int64 target"),
+        (dict(targets=torch.tensor([], dtype=torch.int64), start=gray(0)), "give a start"),
+        (dict(targets=torch.arange(3, dtype=torch.int32)), "give a start for each int64 target"),
+        (dict(targets=torch.tensor([0, 1, -1])), r"must lie in 0\.\.2"),
+        (dict(targets=torch.tensor([0, 1, 3])), r"must lie in 0\.\.2"),
+        (dict(start=255 * gray()), "divide 8-bit images by 255"),
+        (dict(start=gray() * torch.nan), "must lie in"),
         (dict(num_steps=0), "must be positive"),
         (dict(lr=-1.0), "must be positive"),
     ],
@@ -149,6 +155,19 @@ def test_wrong_settings_are_refused(victims, change, message):
         attack.invert_class(victims, **settings)
     with pytest.raises(ValueError, match=message):
         attack.invert_class_black_box(victims.predict(0), **settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(start=torch.full((3, 64), torch.nan)), dict(prior=-0.1), dict(prior=torch.nan)],
+)
+def test_latents_and_priors_are_refused(victims, change):
+    def decode(z):
+        return z.sigmoid().view(-1, *SHAPE)
+
+    settings = dict(start=torch.zeros(3, 64), num_steps=1, lr=0.1) | change
+    with pytest.raises(ValueError, match="must be finite, prior 0 or more"):
+        attack.invert_latents(victims, torch.arange(3), decode, **settings)
 
 
 def test_black_box_settings_are_refused(victims):
@@ -187,6 +206,36 @@ def test_inverters_refuse_answers_of_other_images(patterns):
         train_inverters(torch.rand(2, 5, 3), patterns[1])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(num_epochs=0), "num_epochs"),
+        (dict(answers=torch.full((2, 120, 3), torch.nan)), "probabilities"),
+        (dict(answers=torch.full((2, 120, 3), 5.0)), "probabilities"),
+        (dict(images=torch.rand(120, *SHAPE) * 255), "divide 8-bit images by 255"),
+    ],
+)
+def test_inverters_refuse_what_is_no_answer_and_no_image(change, message):
+    settings = dict(answers=torch.rand(2, 120, 3), images=torch.rand(120, *SHAPE)) | change
+    with pytest.raises(ValueError, match=message):
+        train_inverters(**settings)
+
+
+@pytest.mark.parametrize(
+    ("targets", "shape", "message"),
+    [
+        ([0, 3], SHAPE, r"in 0\.\.2"),
+        ([-1], SHAPE, r"in 0\.\.2"),
+        ([0.0], SHAPE, "int64"),
+        ([], SHAPE, "int64"),
+        ([0], (1, 30, 32), "sizes 4 divides"),
+    ],
+)
+def test_gamin_refuses_other_classes_and_sizes(victims, targets, shape, message):
+    with pytest.raises(ValueError, match=message):
+        train_gamin(victims.predict(0), torch.tensor(targets), shape, 3, num_steps=1)
+
+
 def test_gamin_raises_confidence_with_counted_queries(victims):
     ask = api.Endpoint(victims.predict(0))
     make = train_gamin(ask, torch.arange(3), SHAPE, 3, num_steps=120)
@@ -211,8 +260,37 @@ def test_attribute_by_hand():
     )
     assert rare.tolist() == [0.0, 0.0]  # log 99 = 4.6 outweighs an error of two sigmas, 2
     assert (records[:, 1] == 9).all(), "the records were changed"
-    with pytest.raises(ValueError, match="prior above 0"):
-        infer_attribute(len, records, 1, outcomes, priors=np.array([1.0, 0.0]), **known)
+    each = np.array(
+        [[0.01, 0.99], [0.5, 0.5]]
+    )  # of the first record the value 2 is as good as known
+    found = infer_attribute(lambda x: x.sum(1), records, -1, outcomes - 2, priors=each, **known)
+    assert found.tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(priors=np.array([1.0, 0.0])), "above 0"),
+        (dict(priors=np.array([0.5, np.nan])), "finite"),
+        (dict(priors=np.ones((3, 2))), "priors"),
+        (dict(priors=np.ones(3)), "priors"),
+        (dict(sigma=0.0), "above 0"),
+        (dict(sigma=np.nan), "above 0"),
+        (dict(column=2), r"columns 0\.\.1, not 2"),
+        (dict(outcomes=np.ones(3)), "an outcome for each record"),
+        (dict(records=np.ones((0, 2)), outcomes=np.ones(0)), "an outcome for each record"),
+        (dict(records=np.ones(2)), "an outcome for each record"),
+        (dict(outcomes=np.array([1.0, np.nan])), "must be finite"),
+        (dict(records=np.array([[np.nan, 1.0], [1.0, 1.0]])), "must be finite"),
+    ],
+)
+def test_attribute_settings_are_refused(change, message):
+    settings = dict(records=np.ones((2, 2)), column=1, outcomes=np.ones(2), sigma=1.0)
+    settings |= dict(values=np.array([0.0, 2.0]), priors=np.array([0.5, 0.5]))
+    unknown = np.array([[1.0, np.nan], [1.0, 1.0]])  # the attribute itself may be a gap
+    infer_attribute(lambda x: x.sum(1), **settings | dict(records=unknown))
+    with pytest.raises(ValueError, match=message):
+        infer_attribute(lambda x: x.sum(1), **settings | change)
 
 
 def test_ranks_by_hand():

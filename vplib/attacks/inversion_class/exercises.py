@@ -16,13 +16,12 @@ def check_cost(attempt) -> str | None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [200.0, 0.0, 0.0]])
     targets = torch.tensor([0, 2, 1])
     right = solve_cost(logits, targets)
+    overflown = -logits.softmax(-1).gather(1, targets[:, None]).squeeze(1).log()
     mistakes = {
         "one cost for each image: they are inverted side by side, not as a mean": right.mean(),
         "that is the paper's 1 - f; take -log f, steep where f is near zero": 1 - (-right).exp(),
         "the sign is wrong: the cost falls as the victim gets surer": -right,
-        "log(softmax) overflows for the last image: use log_softmax": (
-            lambda costs: torch.allclose(costs[:2], right[:2].double(), atol=1e-3)
-        ),
+        "log(softmax) overflows for the last image: use log_softmax": overflown,
     }
     why = "and its slope does not vanish where f is near zero"
     hint = "take the log-softmax of each row, the wanted class's entry, and negate it"
@@ -39,11 +38,10 @@ def solve_slope(predict, image, target, difference):
 def check_slope(attempt) -> str | None:
     """Compares the slope with that of a known function, and counts the queries."""
     weights = torch.tensor([[[0.1, -0.2], [0.3, 0.05]]])
-    asked = 0
+    asked = []
 
     def predict(images):
-        nonlocal asked
-        asked += len(images)
+        asked.append(len(images))
         first = 0.5 + (images * weights).sum((1, 2, 3))
         return torch.stack([1 - first, first], 1)
 
@@ -53,8 +51,8 @@ def check_slope(attempt) -> str | None:
         "the sign is wrong, or it is the other class's slope": -weights,
     }
     why = "one query a pixel, and one for the image itself"
-    if asked > 5:
-        why = f"but {asked} queries: four pixels need five, the image is asked once"
+    if sum(asked) > 5:
+        why = f"but {sum(asked)} queries: four pixels need five, the image is asked once"
     hint = "move one pixel, see by how much the confidence of the target changes, and divide"
     return judge(found, weights, why, mistakes, hint)
 
@@ -72,9 +70,7 @@ def check_attribute(attempt) -> str | None:
     found = [attempt(near, 10.0, priors, 5.0), attempt(far, 10.0, priors, 2.0)]
     mistakes = {
         "return the index of a value": lambda found: any(int(i) != i for i in found),
-        "you took the smallest error; the frequent value explains it nearly as well": (
-            lambda found: found[0] == 0
-        ),
+        "you took the smallest error; the frequent value explains it nearly as well": [0, 0],
         "you took the most frequent value; its error is fifteen standard deviations": [1, 1],
     }
     why = "a prior speaks where errors say little, and is overruled where they say much"

@@ -5,6 +5,7 @@ black-box ones hold `predict`, from images (N, C, H, W) in [0, 1] to probabiliti
 one victim, and nothing else. What they descend from, and generators, are their own.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vplib import experiment, threads
+from vplib.datasets.imageset import check_range
 from vplib.nets import stacked, training
 
 Predict = Callable[[Tensor], Tensor]
@@ -84,6 +86,7 @@ def invert_class(
         Theirs is reported to stop early on a plateau; here all images take all steps, as one batch.
     """
     _check(targets, start, num_steps, lr)
+    check_range(start, "start: ")
     logits_of = white_box(victims)
     x = start.expand(len(victims), *start.shape).clone()
     trace = [x] if trace_at else []
@@ -95,9 +98,7 @@ def invert_class(
             x = (x.detach() - lr * slope).clamp(0, 1)
             if step + 1 in trace_at:
                 trace.append(x)
-    with torch.no_grad():
-        confidences = 1 - _cost(logits_of(x), targets, False)
-    return Inversion(x, confidences, torch.stack(trace) if trace else x[None])
+    return _finished(x, logits_of, targets, trace)
 
 
 def invert_class_black_box(
@@ -134,15 +135,15 @@ def invert_class_black_box(
         divided by f, or by 0.001 where f is less.
     """
     _check(targets, start, num_steps, lr)
+    check_range(start, "start: ")
     channels, height, width = start.shape[1:]
     if not 0 < difference <= 0.5:
         raise ValueError(f"difference must lie above 0 and at most at 0.5, not {difference}")
     if patch < 1 or height % patch or width % patch:
         raise ValueError(f"{height}x{width} images have no patches of {patch} pixels")
     coarse = channels, height // patch, width // patch
-    num_moves = channels * coarse[1] * coarse[2]
-    moves = torch.eye(num_moves, device=start.device).view(num_moves, *coarse)
-    moves = _enlarged(moves, patch)
+    num_moves = math.prod(coarse)
+    moves = _enlarged(torch.eye(num_moves, device=start.device).view(-1, *coarse), patch)
     found, sure = [], []
     parts = list(zip(start.split(CHUNK), targets.split(CHUNK), strict=True))
     for x, wanted in experiment.progress(parts, "black-box inversion"):
@@ -151,8 +152,8 @@ def invert_class_black_box(
             signs = 1 - 2 * _enlarged((F.avg_pool2d(x, patch) > 0.5).float(), patch)
             asked = torch.addcmul(x[:, None], signs[:, None], moves, value=difference).clamp_(0, 1)
             answers = predict(asked.flatten(0, 1)).unflatten(0, asked.shape[:2])
-            moved = answers.gather(-1, column[:, None].expand(-1, num_moves, 1)).squeeze(-1)
-            here = predict(x).gather(1, column)
+            moved = _wanted(answers, column[:, None].expand(-1, num_moves, 1)).squeeze(-1)
+            here = _wanted(predict(x), column)
             slope = (moved - here) / difference / here.clamp_min(1e-3) / patch**2
             x = (x + lr * signs * _enlarged(slope.view(-1, *coarse), patch)).clamp(0, 1)
         found.append(x)
@@ -183,11 +184,11 @@ def invert_latents(
     Args:
         victims: K models, white box.
         targets: (N,) the class wanted in each image.
-        decode: from (M, latents) to (M, C, H, W) images, differentiable.
-        start: (N, latents) where to start.
+        decode: from (M, latents) to (M, C, H, W) images in [0, 1], differentiable.
+        start: (N, latents) where to start, finite.
         num_steps: of Adam.
         lr: learning rate.
-        prior: weight of the squared length of the latents.
+        prior: weight of the squared length of the latents, 0 or more.
         trace_at: after which steps to keep the images.
 
     Returns:
@@ -202,42 +203,46 @@ def invert_latents(
         of the latents, for a released generator comes without one.
     """
     _check(targets, start, num_steps, lr)
+    if not start.isfinite().all() or not prior >= 0:
+        raise ValueError(f"latents to start from must be finite, prior 0 or more, not {prior}")
     logits_of, shape = white_box(victims), (len(victims), len(targets))
     z = start.expand(len(victims), *start.shape).clone().requires_grad_()
     stepper = torch.optim.Adam([z], lr=lr)
-    trace = []
 
     def images_of(latents: Tensor) -> Tensor:
         return decode(latents.flatten(0, 1)).unflatten(0, shape)
 
-    if trace_at:
-        with torch.no_grad():
-            trace.append(images_of(z))
+    trace = [images_of(z).detach()] if trace_at else []
     for step in experiment.progress(range(num_steps), "latent inversion"):
         loss = _cost(logits_of(images_of(z)), targets, True).sum() + prior * z.square().sum()
         (z.grad,) = torch.autograd.grad(loss, z)
         stepper.step()
         if step + 1 in trace_at:
-            with torch.no_grad():
-                trace.append(images_of(z))
-    with torch.no_grad():
-        images = images_of(z).clamp(0, 1)
-        confidences = 1 - _cost(logits_of(images), targets, False)
+            trace.append(images_of(z).detach())
+    return _finished(images_of(z).detach().clamp(0, 1), logits_of, targets, trace)
+
+
+@torch.no_grad()
+def _finished(images: Tensor, logits_of: Callable, targets: Tensor, trace: list) -> Inversion:
+    confidences = 1 - _cost(logits_of(images), targets, False)
     return Inversion(images, confidences, torch.stack(trace) if trace else images[None])
 
 
 def _cost(logits: Tensor, targets: Tensor, logarithm: bool) -> Tensor:
     """(K, N) -log f or 1 - f of the wanted classes."""
     index = targets.expand(len(logits), -1)[..., None]
-    wanted = logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+    wanted = _wanted(logits.log_softmax(-1), index).squeeze(-1)
     return -wanted if logarithm else 1 - wanted.exp()
 
 
+def _wanted(answers: Tensor, index: Tensor) -> Tensor:
+    if index.min() < 0 or index.max() >= answers.shape[-1]:
+        raise ValueError(f"targets must lie in 0..{answers.shape[-1] - 1}, not {index.unique()}")
+    return answers.gather(-1, index)
+
+
 def _check(targets: Tensor, start: Tensor, num_steps: int, lr: float) -> None:
-    if targets.ndim != 1 or len(targets) != len(start) or not len(start):
-        raise ValueError(
-            f"give a start for each wanted class: targets {tuple(targets.shape)}, "
-            f"start {tuple(start.shape)}"
-        )
+    if targets.ndim != 1 or targets.dtype != torch.int64 or not 0 < len(targets) == len(start):
+        raise ValueError(f"give a start for each int64 target, not {tuple(start.shape)}: {targets}")
     if num_steps < 1 or not lr > 0:
         raise ValueError(f"num_steps {num_steps} and lr {lr} must be positive")

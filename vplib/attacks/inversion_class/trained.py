@@ -12,12 +12,11 @@ from torch.func import stack_module_state
 
 from vplib import experiment, seeding, threads
 from vplib.attacks.inversion_class.search import Predict
+from vplib.datasets.imageset import check_range
 from vplib.nets import models, stacked, training
 
-# Of the inversion networks.
-NUM_HIDDEN, LR, BATCH = 128, 0.003, 64
-# Of GAMIN: width and input of a generator, images of each and noise images a step.
-GAMIN_HIDDEN, NUM_LATENTS, PER_CLASS, NUM_NOISE, GAMIN_LR = 64, 16, 4, 64, 0.002
+NUM_HIDDEN, LR, BATCH = 128, 0.003, 64  # of the inversion networks
+GAMIN_HIDDEN, NUM_LATENTS, GAMIN_LR, PER_CLASS, NUM_NOISE = 64, 16, 0.002, 4, 64  # images a step
 SCALE = 4  # its images and noise are made at a fourth of the size and enlarged: smooth ones
 FLOOR = 1e-3  # probabilities below it are one thing: a rounded or truncated answer has none
 
@@ -38,7 +37,8 @@ def train_inverters(
         A function from (M, B, classes) answers to (M, B, C, H, W) images.
 
     Raises:
-        ValueError: answers and images do not belong together.
+        ValueError: answers and images do not belong together, images are not in [0, 1], or answers
+            are no probabilities.
         FloatingPointError: the loss is no longer finite.
 
     Source:
@@ -46,31 +46,30 @@ def train_inverters(
         alignment, CCS 2019. There the network is convolutional; here it has one hidden layer, so
         that dozens train at once.
     """
-    if answers.ndim != 3 or answers.shape[1] != len(images):
-        raise ValueError(
-            f"answers must be (networks, {len(images)}, classes), not {tuple(answers.shape)}"
-        )
-    num_pixels = images[0].numel()
+    check_range(images)
+    fits = answers.ndim == 3 and answers.shape[1] == len(images)
+    if not fits or not ((answers >= 0) & (answers <= 1)).all() or num_epochs < 1:
+        wanted = f"(networks, {len(images)}, classes) probabilities, and num_epochs 1 or more"
+        raise ValueError(f"answers must be {wanted}, not {tuple(answers.shape)}, {num_epochs}")
+    flat = images.flatten(1)
     with seeding.seeded(seed):
-        nets = [models.mlp(answers.shape[-1:], num_pixels, (NUM_HIDDEN,)) for _ in answers]
+        nets = [models.mlp(answers.shape[-1:], len(flat[0]), (NUM_HIDDEN,)) for _ in answers]
     state = stack_module_state([net.to(images.device) for net in nets])[0]
-    forward, flat, weights = stacked.forward_of(nets[0]), images.flatten(1), list(state.values())
+    forward, weights = stacked.forward_of(nets[0]), list(state.values())
     update = stacked.updater(weights, "adam", LR)
     order = torch.Generator().manual_seed(seed)
-    features = _features(answers)
     with threads.one_thread(images):
         for _ in experiment.progress(range(num_epochs), "inversion networks"):
             for rows in torch.randperm(len(images), generator=order).split(BATCH):
                 rows = rows.to(images.device)
-                made = forward(state, features[:, rows]).sigmoid()
+                made = forward(state, _features(answers[:, rows])).sigmoid()
                 loss = (made - flat[rows]).square().mean((1, 2)).sum()
                 update(torch.autograd.grad(loss, weights))
             training.check_finite(loss, LR)
 
     @torch.no_grad()
     def invert(said: Tensor) -> Tensor:
-        found = forward(state, _features(said)).sigmoid()
-        return found.unflatten(-1, images.shape[1:])
+        return forward(state, _features(said)).sigmoid().unflatten(-1, images.shape[1:])
 
     return invert
 
@@ -105,31 +104,32 @@ def train_gamin(
         A function from M to (M, N, C, H, W), M images of each class.
 
     Raises:
-        ValueError: num_steps is not positive.
+        ValueError: num_steps is not positive, a target is no class of the victim, or the images
+            cannot be made at a fourth of their size.
 
     Source:
         Aivodji, Gambs and Ther, GAMIN: an adversarial approach to black-box model inversion, 2019.
         There the weight of the surrogate's two parts is adapted, networks are deeper and a
-        surrogate serves one class; here both parts weigh the same, and one surrogate, a softmax
-        regression, serves all classes.
+        surrogate serves one class; here all images weigh the same, those of the generators and
+        those of noise, and one surrogate, a softmax regression, serves all classes.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be 1 or more, not {num_steps}")
+    classes = targets.dtype == torch.int64 and set(targets.tolist()) <= set(range(num_classes))
+    if num_steps < 1 or not classes or shape[1] % SCALE or shape[2] % SCALE:
+        wanted = f"int64 targets in 0..{num_classes - 1}, steps 1 or more, sizes {SCALE} divides"
+        raise ValueError(f"give {wanted}, not {targets}, {num_steps}, {shape}")
     device, generator = targets.device, torch.Generator().manual_seed(seed)
 
     def noise(*size: int) -> Tensor:
         return torch.randn(size, generator=generator).to(device)
 
-    small = shape[0], shape[1] // SCALE, shape[2] // SCALE
-    num_pixels = torch.Size(small).numel()
+    small = torch.Size((shape[0], shape[1] // SCALE, shape[2] // SCALE))
     with seeding.seeded(seed):
         surrogate = models.mlp(shape, num_classes, ()).to(device)
-        nets = [models.mlp((NUM_LATENTS,), num_pixels, (GAMIN_HIDDEN,)) for _ in targets]
+        nets = [models.mlp((NUM_LATENTS,), small.numel(), (GAMIN_HIDDEN,)) for _ in targets]
     state = stack_module_state([net.to(device) for net in nets])[0]
     forward = stacked.forward_of(nets[0])
     student, makers = list(surrogate.parameters()), list(state.values())
-    learn = stacked.updater(student, "adam", GAMIN_LR)
-    improve = stacked.updater(makers, "adam", GAMIN_LR)
+    learn, improve = (stacked.updater(w, "adam", GAMIN_LR) for w in (student, makers))
     wanted = targets.repeat_interleave(PER_CLASS)
 
     def enlarged(images: Tensor) -> Tensor:
