@@ -41,8 +41,7 @@ def one_thread(images: "Tensor | None" = None) -> Iterator[None]:
 def blas(num_threads: int):
     """A context in which numpy's BLAS takes so many threads, in all of the process.
 
-    Two of Python's threads side by side would take it from each other, so `concurrently` holds it
-    around all of its own.
+    Two of Python's threads side by side would take it from each other.
 
     Args:
         num_threads: 1 or more.
