@@ -146,11 +146,11 @@ def invert_gradient(
             points = points.detach().requires_grad_()
             x, y = parts(points, rows)
             found = simulate(model, x, y, **steps)
-            total = vmap(objective)(found, {name: value[rows] for name, value in targets.items()})
-            if prior is not None:
-                total = total + vmap(prior)(x)
-            if total.shape != points.shape[:1]:
+            wanted = {name: value[rows] for name, value in targets.items()}
+            terms = [vmap(objective)(found, wanted)] + ([vmap(prior)(x)] if prior else [])
+            if any(term.shape != points.shape[:1] for term in terms):
                 raise ValueError("objective and prior each give one number, for one client")
+            total = sum(terms)
             (slopes,) = torch.autograd.grad(total.sum(), points)
         return total.detach(), slopes
 
