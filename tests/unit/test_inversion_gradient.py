@@ -174,6 +174,17 @@ def test_labels_of_single_images(activation):
     assert [attack.infer_label(m) for m in updates] == truth
 
 
+def test_labels_of_two_classes_are_not_read_off_the_products():
+    torch.manual_seed(0)
+    model = lenet(SHAPE, 2, spread=0.2).double()
+    images, _ = clients(6)
+    truth = [0, 1, 0, 1, 1, 0]
+    messages = sent_by(model, images, torch.tensor(truth)[:, None])
+    assert [attack.infer_label(m, "sum") for m in messages] == truth
+    with pytest.raises(ValueError, match="two classes"):
+        attack.infer_label(messages[0])
+
+
 def test_the_attack_is_given_no_image():
     names = set(inspect.signature(attack.invert_gradient).parameters)
     assert not names & {"images", "truth", "client", "clients", "loss"}

@@ -195,9 +195,8 @@ def _signed_adam(evaluate, starts, num_evaluations, lr, pixels, *, keep_every, d
         if keep_every and (i + 1) % keep_every == 0:
             path.append(best.clone())
             values.append(best_values.clone())
-    spent = torch.full_like(rows, num_evaluations)
     path, values = torch.stack([*path, best.clone()]), torch.stack([*values, best_values.clone()])
-    return lbfgs.Minimum(best, best_values, path, values, spent)
+    return lbfgs.Minimum(best, best_values, path, values, torch.full_like(rows, num_evaluations))
 
 
 def simulate(
@@ -263,12 +262,12 @@ def infer_label(message: federated.Message, rule: str = "product") -> int:
 
     Args:
         message: of one image; of a batch the answer means nothing. An update has the opposite sign.
-        rule: "product" asks whose row points against all others (with two classes both do); "sum"
-            whose row has the smallest sum, which needs an input of the last layer that is never
-            negative (ReLU, sigmoid; not tanh).
+        rule: "product" asks whose row points against all others; "sum" whose row has the smallest
+            sum: the true one if the last layer's input sums to more than zero, as it does if it is
+            never negative (ReLU, sigmoid; not tanh).
 
     Raises:
-        ValueError: there is no such rule, or no linear layer.
+        ValueError: there is no such rule, no linear layer, or no third class for "product".
 
     Source:
         Zhao et al., iDLG, 2020, equations 4 to 6.
@@ -277,8 +276,9 @@ def infer_label(message: federated.Message, rule: str = "product") -> int:
     _known("rule", rule, ("product", "sum"))
     if rule == "sum":
         return int(rows.sum(1).argmin())
-    products = rows @ rows.sum(0) - rows.square().sum(1)  # with all other rows together
-    return int(products.argmin())
+    if len(rows) < 3:
+        raise ValueError("of two classes each row points against the other: use rule='sum'")
+    return int((rows @ rows.sum(0) - rows.square().sum(1)).argmin())  # with all others together
 
 
 def draw_starts(num: int, shape: Sequence[int], kind: str, seed: int) -> Tensor:
