@@ -23,8 +23,8 @@ QUICK = {
     "attacks/inversion_gradient": (
         dict(),
         dict(num_core=4, num_grid=8, num_few=4, num_pairs=2, num_published=4)
-        | dict(core_evaluations=20, evaluations=6, batch_evaluations=6)
-        | dict(published_evaluations=4, small_evaluations=4, label_nets=1, label_evaluations=3),
+        | dict(core_evaluations=20, evaluations=6, batch_evaluations=6, label_evaluations=3)
+        | dict(published_evaluations=4, small_evaluations=4, relu_evaluations=4, label_nets=1),
     ),
     "attacks/membership_label_only": (
         dict(NUM_EPOCHS=3),
