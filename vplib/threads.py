@@ -28,7 +28,7 @@ def one_thread(images: "Tensor | None" = None) -> Iterator[None]:
         return
     torch = sys.modules.get("torch")
     before = torch and torch.get_num_threads()
-    with blas(1):
+    with _libraries().limit(limits=1, user_api="blas"):
         try:
             if torch:
                 torch.set_num_threads(1)
@@ -36,18 +36,6 @@ def one_thread(images: "Tensor | None" = None) -> Iterator[None]:
         finally:
             if torch:
                 torch.set_num_threads(before)
-
-
-def blas(num_threads: int):
-    """A context in which numpy's BLAS takes so many threads, in all of the process.
-
-    Two of Python's threads side by side would take it from each other, so `concurrently` holds it
-    around all of its own.
-
-    Args:
-        num_threads: 1 or more.
-    """
-    return _libraries().limit(limits=num_threads, user_api="blas")
 
 
 @cache

@@ -8,13 +8,11 @@ squared distance through it. Both sides invert the same messages of the same LeN
 loss, from gray, in the same precision (published: float32, and steps of length one); an iteration
 is one evaluation of the closure, or of one client's objective. They are warmed up and take turns,
 on one thread, each for a fixed number of evaluations. The quality reached stands beside, for fast
-and wrong is none. Last come the notebook's grids: calls that do not depend on each other, one after
-another and side by side (`concurrently`), on all cores. Nothing is asserted.
+and wrong is none. Nothing is asserted.
 """
 
 import argparse
 import platform
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,6 @@ from bench_training import medians
 from vplib import datasets
 from vplib.attacks.inversion_gradient import leakage as attack
 from vplib.attacks.inversion_gradient.network import lenet
-from vplib.attacks.inversion_gradient.side_by_side import concurrently
 from vplib.victims import federated
 
 
@@ -60,7 +57,7 @@ def published(model, messages, images, classes, evaluations, line_search):
 def ours(model, messages, images, classes, evaluations, line_search):
     """All clients at once."""
     found = attack.invert_gradient(
-        model, messages, images.shape[2:], num_classes=classes, num_evaluations=evaluations,
+        messages, model, images.shape[2:], num_classes=classes, num_evaluations=evaluations,
         line_search=line_search,
     )  # fmt: skip
     return found.images, int(found.evaluations.sum())
@@ -93,34 +90,6 @@ def compare(size: int, dtype, clients: int, evaluations: int, rounds: int, line_
     print(f"  ratio      {rates['vplib'] / rates['published']:8.2f}x{goal}")
 
 
-def side_by_side(clients: int, evaluations: int, rounds: int) -> None:
-    """Times four calls on 16x16 images, with both optimizers, in a row and side by side."""
-    data = datasets.load("faces", "test", num_images=clients)
-    images = F.interpolate(data.images, size=(16, 16), mode="area")[:, None]
-    torch.manual_seed(0)
-    model = lenet(images.shape[2:], len(data.classes), spread=0.1)
-    labels = data.labels[:, None]
-    sent = [federated.share_gradient(model, x, y) for x, y in zip(images, labels, strict=True)]
-    calls = {
-        (optimizer, start): partial(
-            attack.invert_gradient, model, sent, images.shape[2:], labels=labels, start=start,
-            optimizer=optimizer, num_evaluations=evaluations,
-        )
-        for optimizer in ("lbfgs", "signed adam") for start in ("gray", "uniform")
-    }  # fmt: skip
-    sides = {
-        "side by side": lambda: concurrently(calls),
-        "in a row": lambda: {name: call() for name, call in calls.items()},
-    }
-    seconds, found = medians(sides, rounds)
-    same = all(
-        torch.equal(found["side by side"][name].images, found["in a row"][name].images)
-        for name in calls
-    )
-    print(f"\n16x16 pixels, {clients} clients, four calls, {torch.get_num_threads()} cores")
-    print(f"  ratio      {seconds['in a row'] / seconds['side by side']:8.2f}x   same: {same}")
-
-
 def main() -> None:
     """Compares both at the sizes of the notebook."""
     parser = argparse.ArgumentParser(description="gradient inversion against the published loop")
@@ -128,7 +97,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20, help="messages inverted")
     parser.add_argument("--evaluations", type=int, default=40, help="for each message")
     options = parser.parse_args()
-    cores = torch.get_num_threads()
     torch.set_num_threads(1)
     print(
         f"Deep leakage, LeNet with sigmoids; one thread; median of {options.rounds} interleaved "
@@ -138,8 +106,6 @@ def main() -> None:
         (32, torch.float64, True), (32, torch.float32, False), (16, torch.float32, True),
     ):  # fmt: skip
         compare(size, dtype, options.clients, options.evaluations, options.rounds, line_search)
-    torch.set_num_threads(cores)
-    side_by_side(options.clients, options.evaluations, options.rounds)
 
 
 if __name__ == "__main__":

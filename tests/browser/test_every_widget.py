@@ -23,8 +23,9 @@ QUICK = {
     ),
     "attacks/inversion_gradient": (
         dict(),
-        dict(num_core=4, num_grid=8, num_few=4, num_pairs=4, num_deep=2, num_easy=1)
-        | dict(adam_steps=8, core_evaluations=20, evaluations=6, fed_rounds=2),
+        dict(num_core=4, num_grid=8, num_few=4, num_pairs=2, num_published=4)
+        | dict(core_evaluations=20, evaluations=6, batch_evaluations=6, label_evaluations=3)
+        | dict(published_evaluations=4, small_evaluations=4, relu_evaluations=4, label_nets=1),
     ),
     "attacks/membership_label_only": (
         dict(NUM_EPOCHS=3),

@@ -37,7 +37,6 @@ MAX_PART_ONE_CELLS = 68  # of at most 20 lines, each doing one thing
 # Notebooks that still await their second edition: 30 lines a cell, claims without a control. The
 # next two issues take them out one by one; then this must be empty, and goes.
 FIRST_EDITION = (
-    "attacks/inversion_gradient",
     "images/adversarial_cloaking",
 )
 FIRST_EDITION_LINES = 30

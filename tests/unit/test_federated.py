@@ -140,6 +140,26 @@ def test_what_a_client_protects_is_all_the_server_gets():
     assert torch.equal(weights(model), weights(network()))
 
 
+def test_frozen_layers_stay_as_they_are():
+    model = network()
+    model[1].requires_grad_(False)
+    first, last = model[1].weight.clone(), model[3].weight.clone()
+    for algorithm in ("fedsgd", "fedavg"):
+        federated.train(model, clients(), 1, algorithm=algorithm, num_steps=2)
+    assert torch.equal(model[1].weight, first) and not torch.equal(model[3].weight, last)
+
+
+def test_labels_of_32_bits_and_whole_weights():
+    one, two = network(), network()
+    federated.train(one, [(images, labels.int()) for images, labels in clients()], 1)
+    federated.train(two, clients(), 1)
+    assert torch.equal(weights(one), weights(two))
+    messages = [federated.share_gradient(one, *client) for client in clients(2)]
+    federated.aggregate(one, messages, [3, 0], lr=0.1)
+    federated.aggregate(two, messages[:1], lr=0.1)
+    assert torch.allclose(weights(one), weights(two))
+
+
 def test_errors():
     model, (images, labels) = network(), clients(1)[0]
     with pytest.raises(ValueError, match="batch_size from 1 to 30"):
@@ -155,5 +175,11 @@ def test_errors():
     with pytest.raises(ValueError, match="one or more messages"):
         federated.aggregate(model, [])
     gradient = federated.share_gradient(model, images, labels)
+    for wrong in ([0, 0], [1], [1, -1], [float("nan"), 1]):
+        with pytest.raises(ValueError, match="a weight of 0 or more each"):
+            federated.aggregate(model, [gradient, gradient], wrong)
+    for some, theirs in ((images[:0], labels[:0]), (images, labels[:3]), (images, labels * 1.0)):
+        with pytest.raises(ValueError, match="a client needs images and a whole number for each"):
+            federated.share_gradient(model, some, theirs)
     with pytest.raises(ValueError, match="all gradients or all updates"):
         federated.aggregate(model, [gradient, federated.Update(gradient.values)])

@@ -2,10 +2,6 @@
 
 import dataclasses
 import inspect
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 import torch
@@ -18,7 +14,6 @@ from vplib.attacks.inversion_gradient import lbfgs
 from vplib.attacks.inversion_gradient import leakage as attack
 from vplib.attacks.inversion_gradient.network import lenet
 from vplib.attacks.inversion_gradient.protection import add_noise, prune
-from vplib.attacks.inversion_gradient.side_by_side import concurrently
 from vplib.victims import federated
 
 SHAPE, CLASSES = (1, 8, 8), 5
@@ -73,33 +68,10 @@ def test_simulated_updates_are_those_of_the_client(build):
             assert torch.allclose(found[name][k], value, atol=1e-12)
 
 
-def test_reconstructions_side_by_side_are_those_in_a_row():
-    images, labels = clients(batch=2)
-    recipe = dict(lr=0.3, num_steps=2, batch_size=1)
-    calls = {}
-    for name, model in (("unfolded", network()), ("vmap", with_norm(True))):
-        sent = sent_by(model, images, labels)
-        for optimizer in ("lbfgs", "signed adam"):
-            settings = dict(optimizer=optimizer, num_evaluations=8, labels=labels, num_images=2)
-            calls[name, optimizer] = partial(attack.invert_gradient, model, sent, SHAPE, **settings)
-    model = network()
-    late = [federated.share_update(model, *c, **recipe) for c in zip(images, labels, strict=True)]
-    calls["update"] = partial(
-        attack.invert_gradient, model, late, SHAPE, num_images=2, labels=labels,
-        num_evaluations=8, **recipe,
-    )  # fmt: skip
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    found = concurrently(calls)
-    torch.set_num_threads(before)
-    for name, call in calls.items():
-        assert torch.equal(found[name].images, call().images), name
-
-
 def test_one_image_comes_back_without_its_label():
     model, (images, labels) = network(), clients(2)
     found = attack.invert_gradient(
-        model, sent_by(model, images, labels), SHAPE, num_classes=CLASSES, num_evaluations=80,
+        sent_by(model, images, labels), model, SHAPE, num_classes=CLASSES, num_evaluations=80,
         keep_every=25,
     )  # fmt: skip
     assert attack.score_psnr(found.images, images).min() > 30
@@ -114,9 +86,9 @@ def test_a_batch_and_an_update_come_back():
     recipe = dict(lr=0.5, num_steps=4, batch_size=1)
     update = [federated.share_update(model, images[0], labels[0], **recipe)]
     settings = dict(num_images=2, labels=labels, num_evaluations=90)
-    found = attack.invert_gradient(model, update, SHAPE, **recipe, **settings)
+    found = attack.invert_gradient(update, model, SHAPE, **recipe, **settings)
     assert attack.score_psnr(found.images, images).min() > 22
-    found = attack.invert_gradient(model, sent_by(model, images, labels), SHAPE, **settings)
+    found = attack.invert_gradient(sent_by(model, images, labels), model, SHAPE, **settings)
     assert attack.score_psnr(found.images, images).min() > 22
 
 
@@ -124,19 +96,52 @@ def test_batch_norm_in_training_mode_is_inverted_in_that_mode_only():
     model, (images, labels) = with_norm(True), clients(1)
     messages = sent_by(model, images, labels)
     settings = dict(labels=labels, num_evaluations=50)
-    right = attack.invert_gradient(model, messages, SHAPE, **settings)
-    wrong = attack.invert_gradient(model.eval(), messages, SHAPE, **settings)
+    right = attack.invert_gradient(messages, model, SHAPE, **settings)
+    wrong = attack.invert_gradient(messages, model.eval(), SHAPE, **settings)
     assert right.values[0] < 0.1 * wrong.values[0]
 
 
 def test_signed_adam_stays_in_the_box_and_improves():
     model, (images, labels) = network("relu"), clients()
     found = attack.invert_gradient(
-        model, sent_by(model, images, labels), SHAPE, labels=labels, objective="cosine", tv=0.01,
+        sent_by(model, images, labels), model, SHAPE, labels=labels, objective=cosine,
         optimizer="signed adam", num_evaluations=30, keep_every=10, start="uniform",
     )  # fmt: skip
     assert found.images.min() >= 0 and found.images.max() <= 1
     assert (found.values < found.path_values[0]).all()
+
+
+def cosine(found, wanted):
+    dot = sum((found[name] * wanted[name]).sum() for name in wanted)
+    norms = [sum(side[name].square().sum() for name in wanted).sqrt() for side in (found, wanted)]
+    return 1 - dot / (norms[0] * norms[1])
+
+
+def without_zeros(found, wanted):
+    kept = {name: found[name] * (wanted[name] != 0) for name in wanted}
+    return attack.squared_distance(kept, wanted)
+
+
+def test_the_objective_and_the_prior_are_what_is_minimized():
+    model, (images, labels) = network(), clients(batch=2)
+    sent = sent_by(model, images, labels)
+    settings = dict(labels=labels, num_images=2, num_evaluations=1)
+    found = attack.invert_gradient(
+        sent, model, SHAPE, objective=cosine, prior=lambda x: 3 * x.mean(), **settings
+    )
+    gray = torch.full_like(images[0], 0.5)
+    for k, message in enumerate(sent):
+        guess = federated.share_gradient(model, gray, labels[k])
+        by_hand = cosine(guess.values, message.values) + 1.5
+        assert torch.allclose(found.values[k], by_hand)
+    with pytest.raises(ValueError, match="each give one number"):
+        attack.invert_gradient(sent, model, SHAPE, prior=lambda x: x.mean((1, 2, 3)), **settings)
+
+
+def test_the_squared_distance_by_hand():
+    wanted = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
+    found = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([[2.0]])}
+    assert attack.squared_distance(found, wanted) == 5 / 25
 
 
 def test_zeros_of_a_pruned_message_are_left_out():
@@ -145,11 +150,11 @@ def test_zeros_of_a_pruned_message_are_left_out():
     quality = [
         attack.score_psnr(
             attack.invert_gradient(
-                model, messages, SHAPE, labels=labels, ignore_zeros=known, num_evaluations=50
+                messages, model, SHAPE, labels=labels, objective=objective, num_evaluations=50
             ).images,
             images,
         ).median()
-        for known in (False, True)
+        for objective in (attack.squared_distance, without_zeros)
     ]
     assert quality[1] > quality[0] + 5
 
@@ -169,6 +174,17 @@ def test_labels_of_single_images(activation):
     assert [attack.infer_label(m) for m in updates] == truth
 
 
+def test_labels_of_two_classes_are_not_read_off_the_products():
+    torch.manual_seed(0)
+    model = lenet(SHAPE, 2, spread=0.2).double()
+    images, _ = clients(6)
+    truth = [0, 1, 0, 1, 1, 0]
+    messages = sent_by(model, images, torch.tensor(truth)[:, None])
+    assert [attack.infer_label(m, "sum") for m in messages] == truth
+    with pytest.raises(ValueError, match="two classes"):
+        attack.infer_label(messages[0])
+
+
 def test_the_attack_is_given_no_image():
     names = set(inspect.signature(attack.invert_gradient).parameters)
     assert not names & {"images", "truth", "client", "clients", "loss"}
@@ -182,11 +198,8 @@ def test_matching_and_psnr_by_hand():
     assert (attack.score_psnr(truth, truth) == 60).all()
     nothing = attack.score_psnr(torch.full_like(truth, torch.nan), truth)
     assert torch.allclose(nothing, torch.full((1, 2), 6.0206), atol=1e-3)
-
-
-def test_total_variation_by_hand():
-    image = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).view(1, 1, 1, 2, 2)
-    assert torch.allclose(attack.total_variation(image), torch.tensor([1.001]), atol=1e-3)
+    with pytest.raises(ValueError, match=r"must both be \(K, B, C, H, W\)"):
+        attack.score_psnr(found[:, :1], truth)
 
 
 @pytest.mark.parametrize("kind", attack.STARTS)
@@ -197,6 +210,14 @@ def test_starts(kind):
         assert torch.equal(start[..., :2, :2], start[..., 2:4, 4:6])
 
 
+def test_starts_of_any_size_and_no_other_kind():
+    start = attack.draw_starts(1, (1, 30, 29), "patterned", 0)
+    assert start.shape == (1, 1, 30, 29)
+    assert torch.equal(start[..., :8, :8], start[..., 8:16, 16:24])
+    with pytest.raises(ValueError, match="did you mean 'patterned'"):
+        attack.draw_starts(1, SHAPE, "pattern", 0)
+
+
 def test_messages_that_cannot_be_inverted_are_refused():
     model, (images, labels) = network(), clients(1)
     (message,) = sent_by(model, images, labels)
@@ -204,7 +225,7 @@ def test_messages_that_cannot_be_inverted_are_refused():
 
     def refused(messages, match, **more):
         with pytest.raises(ValueError, match=match):
-            attack.invert_gradient(model, messages, **{**settings, **more})
+            attack.invert_gradient(messages, model, **{**settings, **more})
 
     refused([], "no message")
     refused([message.map(torch.zeros_like)], "message 0 is zero everywhere")
@@ -217,20 +238,64 @@ def test_messages_that_cannot_be_inverted_are_refused():
     refused([update], "give lr and num_steps")
     refused([message, update], "all gradients or all updates", lr=0.1, num_steps=2)
     refused([message], "num_steps is for updates", lr=0.1, num_steps=2)
-    refused([message], "did you mean 'squared'", objective="square")
     refused([message], "unknown optimizer", optimizer="sgd")
     refused([message], "did you mean 'gray'", start="grey")
     refused([message], "num_classes", labels=None)
-    with pytest.raises(ValueError, match="'product' or 'sum'"):
+    refused([update], "num_steps must be a whole number", lr=0.1, num_steps=0)
+    refused([update], "lr must be above 0", lr=0.0, num_steps=2)
+    refused([message], "lr must be above 0", step_size=0.0)
+    for name in ("num_evaluations", "keep_every", "num_images"):
+        refused([message], f"{name} must be a whole number, 1 or more, not 0", **{name: 0})
+    refused([message], "labels must be whole numbers from 0 to 4", labels=torch.tensor([[5]]))
+    refused([message], r"one an image: \(1, 1\); these are", labels=torch.tensor([0, 1]))
+    refused([message], "these are torch.float32", labels=torch.tensor([[0.0]]))
+    with pytest.raises(ValueError, match="unknown rule 'max'; known: product, sum"):
         attack.infer_label(message, "max")
+
+
+def test_frozen_layers_are_neither_sent_nor_matched():
+    for model in (network(), with_norm(False)):
+        model[0].requires_grad_(False)
+        images, labels = clients(2)
+        messages = sent_by(model, images, labels)
+        assert "0.weight" not in messages[0].values
+        found = attack.simulate(model, images, one_hot(labels))
+        for k, message in enumerate(messages):
+            assert found.keys() == message.values.keys()
+            for name, value in message.values.items():
+                assert torch.allclose(found[name][k], value, atol=1e-12)
+    late = [
+        federated.share_update(model, *c, lr=0.1, num_steps=3)
+        for c in zip(images, labels, strict=True)
+    ]
+    found = attack.simulate(model, images, one_hot(labels), lr=0.1, num_steps=3)
+    assert torch.allclose(found["8.weight"][1], late[1].values["8.weight"], atol=1e-12)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="all parameters are frozen"):
+        attack.invert_gradient(messages, model, SHAPE, labels=labels)
+
+
+def test_padding_by_name_and_labels_of_32_bits_are_as_any_other():
+    plain, (images, labels) = network(), clients(2)
+    named = nn.Sequential(*plain[:4], nn.Conv2d(6, 6, 5, padding="same"), *plain[5:]).double()
+    named.load_state_dict(plain.state_dict())
+    messages = sent_by(plain, images, labels)
+    found = attack.simulate(named, images, one_hot(labels))
+    assert all(torch.allclose(found[n][1], v) for n, v in messages[1].values.items())
+    short = sent_by(plain, images, labels.int())
+    assert all(torch.equal(short[0].values[n], v) for n, v in messages[0].values.items())
+    settings = dict(num_evaluations=3)
+    found = attack.invert_gradient(short, plain, SHAPE, labels=labels.int(), **settings)
+    same = attack.invert_gradient(messages, plain, SHAPE, labels=labels, **settings)
+    assert torch.equal(found.images, same.images)
 
 
 def test_dropout_in_training_mode_is_refused():
     model, (images, labels) = nn.Sequential(*network(), nn.Dropout()).train(), clients(1)
     messages = sent_by(model, images, labels)
     with pytest.raises(ValueError, match="which units the client dropped"):
-        attack.invert_gradient(model, messages, SHAPE, labels=labels)
-    attack.invert_gradient(model.eval(), messages, SHAPE, labels=labels, num_evaluations=2)
+        attack.invert_gradient(messages, model, SHAPE, labels=labels)
+    attack.invert_gradient(messages, model.eval(), SHAPE, labels=labels, num_evaluations=2)
 
 
 def rosenbrock(x):
@@ -323,60 +388,20 @@ def test_noise_and_pruning():
     pruned = prune(federated.Update({"a": torch.tensor([[3.0, -1.0], [-4.0, 2.0]])}), 0.5)
     assert pruned.values["a"].tolist() == [[3, 0], [-4, 0]]
     assert type(pruned) is federated.Update
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"share must lie in \[0, 1\]"):
+            prune(message, wrong)
+    for wrong in (-0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="ratio must be 0 or more"):
+            add_noise(message, wrong, torch.Generator())
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_concurrent_calls_run_at_the_same_time_and_keep_their_order(two_threads):
-    meet = threading.Barrier(2, timeout=30)  # who comes alone waits, and fails
-
-    def call(value):
-        meet.wait()
-        return value, torch.get_num_threads()
-
-    calls = {name: partial(call, i) for i, name in enumerate("dcba")}
-    found = concurrently(calls, description="four")
-    assert list(found.items()) == [(name, (i, 1)) for i, name in enumerate("dcba")]
-    assert torch.get_num_threads() == 2
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(torch.get_num_threads).result() == 2  # threads to come have theirs
-
-
-def test_concurrent_results_are_those_of_one_after_another(two_threads):
-    weights = [torch.randn(30, 30, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-
-    def slopes(weight):
-        x = torch.ones(30, requires_grad=True)
-        return torch.autograd.grad((weight @ x).sigmoid().sum(), x)[0]
-
-    found = concurrently({i: partial(slopes, w) for i, w in enumerate(weights)})
-    assert all(torch.equal(found[i], slopes(w)) for i, w in enumerate(weights))
-
-
-@pytest.mark.parametrize(("threads", "device"), [(1, "cpu"), (2, "cuda")])
-def test_one_core_and_a_gpu_take_one_call_after_another(two_threads, threads, device):
-    torch.set_num_threads(threads)
-    calls = {i: threading.get_ident for i in range(3)}
-    assert set(concurrently(calls, device).values()) == {threading.get_ident()}
-    assert concurrently({}, device) == {}
-
-
-def test_a_failing_call_raises_and_stops_those_to_come(two_threads):
-    begun = []
-
-    def call(i):
-        begun.append(i)
-        time.sleep(0.05)
-        if i == 1:
-            raise ValueError("the second")
-
-    with pytest.raises(ValueError, match="the second"):
-        concurrently({i: partial(call, i) for i in range(40)})
-    assert len(begun) < 40
-    assert torch.get_num_threads() == 2
+def test_networks_that_cannot_be():
+    with pytest.raises(ValueError, match="10x8 images cannot be halved twice"):
+        lenet((1, 10, 8), 5, spread=0.1)
+    with pytest.raises(ValueError, match="shape must be"):
+        lenet((8, 8), 5, spread=0.1)
+    with pytest.raises(ValueError, match="did you mean 'sigmoid'"):
+        lenet(SHAPE, 5, "sigmoids", spread=0.1)
+    with pytest.raises(ValueError, match="spread must be above 0"):
+        lenet(SHAPE, 5, spread=0.0)

@@ -33,7 +33,7 @@ TWICE = {"defenses/encrypted_inference": "CKKS"}
 FIRST_EDITION = {
     "attacks/extraction_functionality": 399,
     "attacks/inversion_class": 300,
-    "attacks/inversion_gradient": 492,
+    "attacks/inversion_gradient": 490,
     "attacks/membership_label_only": 288,
     "defenses/dp_gan": 479,
     "defenses/dp_sgd": 389,

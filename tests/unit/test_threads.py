@@ -1,6 +1,5 @@
 """Small products run on one thread, torch's and BLAS's, and leave both as they were."""
 
-import threading
 import time
 
 import pytest
@@ -8,7 +7,6 @@ import threadpoolctl
 import torch
 
 from vplib import threads
-from vplib.attacks.inversion_gradient import concurrently
 
 
 @pytest.fixture(autouse=True)
@@ -54,27 +52,6 @@ def test_an_error_and_an_inner_call_leave_it_as_it_was():
             assert used() == (1, {1})
         assert used() == (1, {1})
         _ = 1 / 0
-    assert used() == (2, {2})
-
-
-def test_computations_side_by_side_stay_on_one_thread_until_the_last_is_done():
-    inside, left = threading.Barrier(2, timeout=30), threading.Event()
-
-    def early():
-        with threads.one_thread():
-            inside.wait()
-        left.set()
-
-    def late():
-        with threads.one_thread(TINY):
-            inside.wait()
-            assert left.wait(30)
-            return used()
-
-    found = concurrently({"early": early, "late": late})
-    assert found["late"] == (1, {1}) and used() == (2, {2})
-    with pytest.raises(ZeroDivisionError):
-        concurrently({"a": lambda: 1 / 0, "b": lambda: 1})
     assert used() == (2, {2})
 
 

@@ -6,6 +6,7 @@ update of named parameters. It has no field for images, labels, losses or a clie
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -31,10 +32,8 @@ class Message:
         """Copies the tensors; from here on nothing can be added."""
         for name, value in self.values.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
-                raise TypeError(
-                    f"a message holds a floating-point tensor for each parameter; "
-                    f"{name!r} is {type(value).__name__}"
-                )
+                found = type(value).__name__
+                raise TypeError(f"a message holds floating-point tensors; {name!r} is {found}")
         copies = {name: value.detach().clone() for name, value in self.values.items()}
         object.__setattr__(self, "values", MappingProxyType(copies))
 
@@ -57,6 +56,18 @@ Client = tuple[Tensor, Tensor]
 Protect = Callable[[Message, torch.Generator], Message]
 
 
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that clients train and send: all but the frozen ones.
+
+    Raises:
+        ValueError: all are frozen.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError("all parameters are frozen; model.requires_grad_() frees them")
+    return found
+
+
 def share_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
     """A client's gradient of the mean cross-entropy, in the mode (train or eval) of the model.
 
@@ -64,12 +75,11 @@ def share_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Gradient
         model: as the server sent it; nothing in it changes.
         images: (B, ...) the client's batch.
         labels: (B,) class indices.
+
+    Raises:
+        ValueError: there is no image, not one label each, or the model is frozen.
     """
-    parameters = dict(model.named_parameters())
-    with torch.enable_grad():
-        loss = F.cross_entropy(_outputs(model, parameters, images), labels)
-        found = torch.autograd.grad(loss, list(parameters.values()))
-    return Gradients(dict(zip(parameters, found, strict=True)))
+    return Gradients(_slopes(model, trainable(model), images, labels))
 
 
 def share_update(
@@ -92,7 +102,7 @@ def share_update(
         batch_size: images a step, in the order given; all by default.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or as `share_gradient`.
     """
     batch_size = len(images) if batch_size is None else batch_size
     if num_steps < 1 or lr <= 0 or not 1 <= batch_size <= len(images):
@@ -100,16 +110,11 @@ def share_update(
             f"need num_steps of 1 or more, lr above 0 and batch_size from 1 to {len(images)}, "
             f"not {num_steps}, {lr} and {batch_size}"
         )
-    start = dict(model.named_parameters())
+    start = trainable(model)
     here = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    with torch.enable_grad():
-        for rows in local_batches(len(images), num_steps, batch_size):
-            loss = F.cross_entropy(_outputs(model, here, images[rows]), labels[rows])
-            slopes = torch.autograd.grad(loss, list(here.values()))
-            here = {
-                name: (value - lr * slope).detach().requires_grad_()
-                for (name, value), slope in zip(here.items(), slopes, strict=True)
-            }
+    for rows in local_batches(len(images), num_steps, batch_size):
+        slopes = _slopes(model, here, images[rows], labels[rows])
+        here = {n: (v - lr * slopes[n]).detach().requires_grad_() for n, v in here.items()}
     return Update({name: here[name] - start[name] for name in start})
 
 
@@ -129,7 +134,8 @@ def aggregate(model: nn.Module, messages: Sequence[Message], weights=None, lr: f
         lr: the server's learning rate; that of FedAvg is usually 1.
 
     Raises:
-        ValueError: there is no message, or kinds are mixed.
+        ValueError: there is no message, kinds are mixed, or the weights are not one each, 0 or
+            more, and some above 0.
 
     Source:
         McMahan et al., Communication-efficient learning of deep networks from decentralized data,
@@ -138,10 +144,12 @@ def aggregate(model: nn.Module, messages: Sequence[Message], weights=None, lr: f
     if len({type(message) for message in messages}) != 1:
         raise ValueError("need one or more messages, all gradients or all updates")
     sign = -1 if isinstance(messages[0], Gradients) else 1
-    weights = torch.tensor([1.0] * len(messages) if weights is None else weights)
+    weights = torch.as_tensor([1.0] * len(messages) if weights is None else weights)
+    if len(weights) != len(messages) or not (weights.sum() > 0 and (weights >= 0).all()):
+        raise ValueError(f"need a weight of 0 or more each, not all 0; got {weights.tolist()}")
     shares = weights / weights.sum()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in trainable(model).items():
             parts = [m.values[name] * share for m, share in zip(messages, shares, strict=True)]
             parameter += sign * lr * sum(parts)
 
@@ -178,27 +186,31 @@ def train(
     if algorithm not in ("fedsgd", "fedavg"):
         raise ValueError(f"algorithm must be 'fedsgd' or 'fedavg', not {algorithm!r}")
     if not clients or not 0 < share <= 1:
-        raise ValueError(
-            f"need clients, and a share above 0 and at most 1; got {len(clients)}, {share}"
-        )
+        raise ValueError(f"need clients, a share above 0, at most 1; not {len(clients)}, {share}")
     generator = torch.Generator().manual_seed(seed)
+    late = partial(share_update, lr=lr, num_steps=num_steps)
+    send = share_gradient if algorithm == "fedsgd" else late
     for _ in range(num_rounds):
         order = torch.randperm(len(clients), generator=generator)
-        some = order[: max(1, round(share * len(clients)))].sort().values.tolist()
+        some = order[: max(1, round(share * len(clients)))].sort().values
         chosen = [clients[k] for k in some]
-        if algorithm == "fedsgd":
-            messages = [share_gradient(model, *client) for client in chosen]
-        else:
-            messages = [
-                share_update(model, *client, lr=lr, num_steps=num_steps) for client in chosen
-            ]
+        messages = [send(model, *client) for client in chosen]
         if protect:
             messages = [protect(message, generator) for message in messages]
         sizes = [float(len(images)) for images, _ in chosen]
         aggregate(model, messages, sizes, lr if algorithm == "fedsgd" else 1.0)
 
 
-def _outputs(model: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-    """The model's outputs with these parameters; its buffers are copies, so none changes."""
+def _slopes(model: nn.Module, parameters: dict[str, Tensor], images: Tensor, labels: Tensor):
+    """The gradient of the mean loss; the model's buffers are copied, so none changes."""
+    if not len(images) or labels.shape != (len(images),) or labels.is_floating_point():
+        raise ValueError(
+            f"a client needs images and a whole number for each as label, not {len(images)} and "
+            f"{tuple(labels.shape)} of {labels.dtype}; leave out a client that has none"
+        )
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    return functional_call(model, {**parameters, **buffers}, (images,))
+    with torch.enable_grad():
+        outputs = functional_call(model, {**parameters, **buffers}, (images,))
+        loss = F.cross_entropy(outputs, labels.long())
+        found = torch.autograd.grad(loss, list(parameters.values()))
+    return dict(zip(parameters, found, strict=True))

@@ -6,8 +6,8 @@ from vplib.attacks.inversion_gradient.leakage import (
     match_batches,
     score_psnr,
     simulate,
+    squared_distance,
     stack_messages,
 )
 from vplib.attacks.inversion_gradient.network import lenet
 from vplib.attacks.inversion_gradient.protection import add_noise, prune
-from vplib.attacks.inversion_gradient.side_by_side import concurrently

@@ -5,7 +5,7 @@ and the shape of an image. What is granted beyond that is an argument of its own
 number of local steps, their learning rate and batch size. No function here receives an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,12 +17,16 @@ from torch.func import vmap
 
 from vplib import experiment, threads
 from vplib.attacks.inversion_gradient import lbfgs
+from vplib.datasets.imageset import is_whole
 from vplib.nets import stacked
 from vplib.show import metrics
 from vplib.victims import federated
 
 STARTS = ("gray", "uniform", "normal", "patterned", "dark")
-OBJECTIVES = ("squared", "cosine")
+
+State = dict[str, Tensor]
+Objective = Callable[[State, State], Tensor]
+Prior = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,26 +50,39 @@ class Inversion:
     evaluations: Tensor
 
 
+def squared_distance(found: State, wanted: State) -> Tensor:
+    """The squared distance of a guess's message from the client's, over the latter's squared norm.
+
+    Args:
+        found: by parameter name, what a client with the guessed images would send.
+        wanted: by the same names, what the client has sent.
+
+    Source:
+        Zhu et al., Deep leakage from gradients, NeurIPS 2019, equation 3, which does not divide:
+        the scale decides when an optimizer thinks that it is done.
+    """
+    distance = sum((found[name] - wanted[name]).square().sum() for name in wanted)
+    return distance / sum(value.square().sum() for value in wanted.values())
+
+
 def invert_gradient(
-    model: nn.Module,
     messages: Sequence[federated.Message],
+    model: nn.Module,
     shape: Sequence[int],
     *,
+    objective: Objective = squared_distance,
+    prior: Prior | None = None,
     num_images: int = 1,
     labels: Tensor | None = None,
     num_classes: int | None = None,
     lr: float | None = None,
     num_steps: int | None = None,
     batch_size: int | None = None,
-    objective: str = "squared",
-    tv: float | Tensor = 0.0,
-    ignore_zeros: bool = False,
     optimizer: str = "lbfgs",
     line_search: bool = True,
     num_evaluations: int = 200,
     step_size: float = 0.1,
     start: str = "gray",
-    relative: bool = True,
     keep_every: int | None = None,
     seed: int = 0,
     description: str = "",
@@ -73,24 +90,23 @@ def invert_gradient(
     """Images whose messages would be those that came: DLG, iDLG and Inverting Gradients.
 
     Args:
-        model: as the server sent it; computed in its dtype, float64 for the last decibels.
         messages: K of them, all of one kind, from clients that hold `num_images` images each.
+        model: as the server sent it; computed in its dtype, float64 for the last decibels.
         shape: (C, H, W) of one image.
+        objective: what is minimized, of one client: from the message that the guess would give and
+            the one that came, both by parameter name, to a number that is never negative.
+        prior: added to it, from one client's images (B, C, H, W) to a number; none by default.
         num_images: B, images of each client.
         labels: (K, B) granted or inferred class indices; None optimizes them too, as DLG.
         num_classes: needed without labels.
         lr: of local steps; needed for updates.
         num_steps: local steps; needed for updates.
         batch_size: images a local step, in the order of the images; all by default.
-        objective: "squared" distance, or "cosine", one minus the cosine.
-        tv: weight of the total variation of the images; a number, or one for each message.
-        ignore_zeros: leave out entries that are zero in the message (for pruned messages).
         optimizer: "lbfgs" or "signed adam".
         line_search: of L-BFGS.
         num_evaluations: gradients of the objective, for each message.
         step_size: of signed Adam.
         start: one of `STARTS`.
-        relative: divide the squared distance by the squared norm of the message.
         keep_every: evaluations between two kept images on the way.
         seed: decides the starts.
         description: names the progress bar; empty for none.
@@ -99,26 +115,24 @@ def invert_gradient(
         What was found for each message.
 
     Raises:
-        ValueError: a message does not fit the model, is zero or not finite, or a grant is missing.
+        ValueError: a message does not fit the model, is zero or not finite, a grant is missing, or
+            a setting is out of range.
 
     Source:
         Zhu et al., Deep leakage from gradients, NeurIPS 2019, equation 3; Geiping et al.,
         Inverting gradients, NeurIPS 2020, equation 4. Here K messages are inverted together.
     """
     targets = stack_messages(model, messages)
-    _check(messages, objective, optimizer, start, labels, num_classes, lr, num_steps)
+    counts = dict(num_images=num_images, num_evaluations=num_evaluations, keep_every=keep_every)
+    _check(messages, counts, optimizer, step_size, labels, num_classes, lr, num_steps)
     num, like = len(messages), next(iter(targets.values()))
     steps = dict(lr=lr, num_steps=num_steps, batch_size=batch_size)
-    kept = {k: (v != 0).to(v) for k, v in targets.items()} if ignore_zeros else None
     everyone = torch.arange(num, device=like.device)
-    norm = sum(v.flatten(1).square().sum(1) for v in targets.values())
-    weight = torch.as_tensor(tv).to(like).expand(num)
     flat = (num_images, *shape)
     pixels = torch.Size(flat).numel()
     if labels is not None:
-        labels = torch.as_tensor(labels, device=like.device).view(num, num_images)
         classes = num_classes or _last_layer(messages[0]).shape[0]
-        granted = F.one_hot(labels, classes).to(like.dtype)
+        granted = _one_hot(labels, (num, num_images), classes).to(like)
 
     def parts(points, rows):
         x = points[:, :pixels].view(-1, *flat)
@@ -132,21 +146,11 @@ def invert_gradient(
             points = points.detach().requires_grad_()
             x, y = parts(points, rows)
             found = simulate(model, x, y, **steps)
-            dot = square = distance = 0
-            for name, value in found.items():
-                value = (value * kept[name][rows] if kept else value).flatten(1)
-                wanted = targets[name][rows].flatten(1)
-                if objective == "squared":
-                    distance = distance + (value - wanted).square().sum(1)
-                else:
-                    dot = dot + (value * wanted).sum(1)
-                    square = square + value.square().sum(1)
-            if objective == "squared":
-                total = distance / norm[rows] if relative else distance
-            else:
-                total = 1 - dot / (square * norm[rows]).clamp_min(1e-30).sqrt()
-            if bool((weight > 0).any()):
-                total = total + weight[rows] * total_variation(x)
+            wanted = {name: value[rows] for name, value in targets.items()}
+            terms = [vmap(objective)(found, wanted)] + ([vmap(prior)(x)] if prior else [])
+            if any(term.shape != points.shape[:1] for term in terms):
+                raise ValueError("objective and prior each give one number, for one client")
+            total = sum(terms)
             (slopes,) = torch.autograd.grad(total.sum(), points)
         return total.detach(), slopes
 
@@ -156,14 +160,13 @@ def invert_gradient(
         free = torch.randn(num, num_images * num_classes, generator=noise)
         starts = torch.cat([starts, free], 1)
     starts = starts.to(like)
-    settings = dict(keep_every=keep_every, description=description)
+    given = dict(keep_every=keep_every, description=description)
     with threads.one_thread(starts[:, :pixels]):
         if optimizer == "lbfgs":
-            found = lbfgs.minimize(
-                evaluate, starts, num_evaluations, line_search=line_search, **settings
-            )
+            given |= dict(line_search=line_search)
+            found = lbfgs.minimize(evaluate, starts, num_evaluations, **given)
         else:
-            found = _signed_adam(evaluate, starts, num_evaluations, step_size, pixels, **settings)
+            found = _signed_adam(evaluate, starts, num_evaluations, step_size, pixels, **given)
     images, told = parts(found.points, everyone)
     path = found.path[..., :pixels].view(-1, num, *flat)
     return Inversion(images, told, found.values, path, found.path_values, found.evaluations)
@@ -192,21 +195,8 @@ def _signed_adam(evaluate, starts, num_evaluations, lr, pixels, *, keep_every, d
         if keep_every and (i + 1) % keep_every == 0:
             path.append(best.clone())
             values.append(best_values.clone())
-    spent = torch.full_like(rows, num_evaluations)
     path, values = torch.stack([*path, best.clone()]), torch.stack([*values, best_values.clone()])
-    return lbfgs.Minimum(best, best_values, path, values, spent)
-
-
-def total_variation(images: Tensor) -> Tensor:
-    """The mean absolute difference of neighbouring pixels, (K,) of (K, B, C, H, W) images.
-
-    The absolute value is rounded off below 0.001, for L-BFGS needs a slope.
-    """
-
-    def size(steps):
-        return (steps.square() + 1e-6).sqrt().flatten(1).mean(1)
-
-    return size(images.diff(dim=-1)) + size(images.diff(dim=-2))
+    return lbfgs.Minimum(best, best_values, path, values, torch.full_like(rows, num_evaluations))
 
 
 def simulate(
@@ -248,9 +238,13 @@ def simulate(
         forward = partial(stacked.forward, model, unfold=True)
     else:
         forward = vmap(stacked.functional(model))
-    slopes = partial(stacked.by_autograd, forward, create_graph=True)
-    start = {name: p.detach() for name, p in model.named_parameters()}
-    here = {n: p.expand(len(images), *p.shape).requires_grad_() for n, p in start.items()}
+    start = {name: p.detach() for name, p in federated.trainable(model).items()}
+    several = {n: p.detach().expand(len(images), *p.shape) for n, p in model.named_parameters()}
+    here = {name: several.pop(name).requires_grad_() for name in start}  # the rest is frozen
+
+    def slopes(state, x, y):
+        return stacked.by_autograd(lambda s, x: forward(several | s, x), state, x, y, True)
+
     if num_steps is None:
         return slopes(here, images, labels)[1]
     num_images = images.shape[1]
@@ -268,35 +262,41 @@ def infer_label(message: federated.Message, rule: str = "product") -> int:
 
     Args:
         message: of one image; of a batch the answer means nothing. An update has the opposite sign.
-        rule: "product" asks whose row points against all others (with two classes both do); "sum"
-            whose row has the smallest sum, which needs an input of the last layer that is never
-            negative (ReLU, sigmoid; not tanh).
+        rule: "product" asks whose row points against all others; "sum" whose row has the smallest
+            sum: the true one if the last layer's input sums to more than zero, as it does if it is
+            never negative (ReLU, sigmoid; not tanh).
 
     Raises:
-        ValueError: there is no such rule, or no linear layer.
+        ValueError: there is no such rule, no linear layer, or no third class for "product".
 
     Source:
         Zhao et al., iDLG, 2020, equations 4 to 6.
     """
     rows = _last_layer(message) * (-1 if isinstance(message, federated.Update) else 1)
+    _known("rule", rule, ("product", "sum"))
     if rule == "sum":
         return int(rows.sum(1).argmin())
-    if rule != "product":
-        raise ValueError(f"rule must be 'product' or 'sum', not {rule!r}")
-    products = rows @ rows.sum(0) - rows.square().sum(1)  # with all other rows together
-    return int(products.argmin())
+    if len(rows) < 3:
+        raise ValueError("of two classes each row points against the other: use rule='sum'")
+    return int((rows @ rows.sum(0) - rows.square().sum(1)).argmin())  # with all others together
 
 
 def draw_starts(num: int, shape: Sequence[int], kind: str, seed: int) -> Tensor:
     """Images to start from, (num, *shape): gray, noise, a noisy tile repeated, or black.
 
+    The tile is a quarter of the image high and wide, rounded up; what stands over is cut off.
+
+    Raises:
+        ValueError: there is no such start.
+
     Source: Wei et al., A framework for evaluating gradient leakage attacks, ESORICS 2020.
     """
+    _known("start", kind, STARTS)
     generator = torch.Generator().manual_seed(seed)
     if kind == "patterned":
         *lead, height, width = shape
-        tile = torch.rand((num, *lead, height // 4, width // 4), generator=generator)
-        return tile.repeat(*[1] * (len(lead) + 1), 4, 4)
+        tile = torch.rand((num, *lead, -(-height // 4), -(-width // 4)), generator=generator)
+        return tile.repeat(*[1] * (len(lead) + 1), 4, 4)[..., :height, :width]
     if kind in ("gray", "dark"):
         return torch.full((num, *shape), 0.5 if kind == "gray" else 0.0)
     draw = torch.randn if kind == "normal" else torch.rand
@@ -324,7 +324,13 @@ def score_psnr(found: Tensor, truth: Tensor) -> Tensor:
     Args:
         found: (K, B, C, H, W); clipped to [0, 1], and gray where not finite.
         truth: the same shape, in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ, or the true images lie outside [0, 1].
     """
+    if found.shape != truth.shape or truth.ndim != 5:
+        shapes = f"{tuple(found.shape)} and {tuple(truth.shape)}"
+        raise ValueError(f"found and true images must both be (K, B, C, H, W), not {shapes}")
     clipped = found.to(truth).nan_to_num(0.5).clamp(0, 1)
     matched = match_batches(clipped, truth)
     quality = metrics.psnr(matched.flatten(0, 1), truth.flatten(0, 1))
@@ -339,7 +345,7 @@ def stack_messages(model: nn.Module, messages: Sequence[federated.Message]) -> d
     """
     if not messages:
         raise ValueError("there is no message to invert")
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = {name: tuple(p.shape) for name, p in federated.trainable(model).items()}
     like = next(model.parameters())
     for k, message in enumerate(messages):
         shapes = {name: tuple(value.shape) for name, value in message.values.items()}
@@ -370,22 +376,39 @@ def _last_layer(message: federated.Message) -> Tensor:
     return matrices[-1]
 
 
-def _check(messages, objective, optimizer, start, labels, num_classes, lr, num_steps) -> None:
+def _one_hot(labels, shape: tuple[int, int], num_classes: int) -> Tensor:
+    labels = torch.as_tensor(labels)
+    whole = labels.shape == shape and not labels.is_floating_point()
+    if not (whole and bool(((labels >= 0) & (labels < num_classes)).all())):
+        raise ValueError(
+            f"labels must be whole numbers from 0 to {num_classes - 1}, a row a message, one an "
+            f"image: {shape}; these are {labels.dtype}, {tuple(labels.shape)}"
+        )
+    return F.one_hot(labels.long(), num_classes)
+
+
+def _known(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; {experiment.nearest(value, known)}")
+
+
+def _check(messages, counts, optimizer, step_size, labels, num_classes, lr, num_steps) -> None:
     if len({type(message) for message in messages}) > 1:
         raise ValueError("messages must be all gradients or all updates")
-    if isinstance(messages[0], federated.Update) and (lr is None or num_steps is None):
-        raise ValueError(
-            "an update is the sum of unknown steps: give lr and num_steps, or treat it as one "
-            "gradient with federated.Gradients, divided by minus the learning rate"
-        )
-    if isinstance(messages[0], federated.Gradients) and num_steps is not None:
+    if isinstance(messages[0], federated.Update):
+        if lr is None or num_steps is None:
+            raise ValueError(
+                "an update is the sum of unknown steps: give lr and num_steps, or treat it as one "
+                "gradient with federated.Gradients, divided by minus the learning rate"
+            )
+        counts = counts | dict(num_steps=num_steps)
+    elif num_steps is not None:
         raise ValueError("num_steps is for updates; these messages are gradients")
-    for name, value, known in (
-        ("objective", objective, OBJECTIVES),
-        ("optimizer", optimizer, ("lbfgs", "signed adam")),
-        ("start", start, STARTS),
-    ):
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}; {experiment.nearest(value, known)}")
+    _known("optimizer", optimizer, ("lbfgs", "signed adam"))
+    for name, value in counts.items():
+        if not is_whole(value, 1) and (name, value) != ("keep_every", None):
+            raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
+    if step_size <= 0 or (lr is not None and lr <= 0):
+        raise ValueError(f"step_size and lr must be above 0, not {step_size} and {lr}")
     if labels is None and num_classes is None:
         raise ValueError("without labels give num_classes, the number of logits")

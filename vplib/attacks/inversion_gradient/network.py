@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from vplib import experiment
 from vplib.nets import models
 
 
@@ -28,11 +29,18 @@ def lenet(
         A model from (N, C, H, W) images to (N, num_classes) logits.
 
     Raises:
-        ValueError: the images cannot be halved twice.
+        ValueError: the images cannot be halved twice, or activation or spread is none.
 
     Source:
         Zhu et al., Deep leakage from gradients, NeurIPS 2019, whose spread is 0.5.
     """
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (C, H, W) of one image, not {tuple(shape)}")
+    if activation not in models.ACTIVATIONS:
+        known = experiment.nearest(activation, models.ACTIVATIONS)
+        raise ValueError(f"unknown activation {activation!r}; {known}")
+    if spread is not None and not spread > 0:
+        raise ValueError(f"spread must be above 0, or None for torch's start, not {spread}")
     before, height, width = shape
     if height % 4 or width % 4:
         raise ValueError(f"{height}x{width} images cannot be halved twice; use another image_size")
