@@ -39,7 +39,6 @@ MAX_PART_ONE_CELLS = 68  # of at most 20 lines, each doing one thing
 FIRST_EDITION = (
     "attacks/inversion_class",
     "attacks/inversion_gradient",
-    "images/adversarial_cloaking",
 )
 FIRST_EDITION_LINES = 30
 

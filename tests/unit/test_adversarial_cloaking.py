@@ -1,5 +1,8 @@
 """Cloaks stay within their budget on every photo, move the embedding, and refuse what cannot be."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -126,6 +129,8 @@ def test_a_budget_that_cannot_be(budget):
         (dict(targets=torch.rand(5, 7)), "targets must be"),
         (dict(targets=[torch.rand(5, 8)] * 2), "as many targets"),
         (dict(num_steps=0), "num_steps"),
+        (dict(num_steps=2.5), "num_steps"),
+        (dict(lr=float("nan")), "lr above 0"),
         (dict(lr=0.0), "lr above 0"),
     ],
 )
@@ -218,15 +223,106 @@ def test_a_quality_that_cannot_be(quality):
         cloaking.to_jpeg(photos(), quality)
 
 
-@pytest.mark.parametrize("train", [cloaking.nearest, cloaking.linear_head])
-def test_a_tracker_names_whom_it_was_shown(train):
+@pytest.mark.parametrize("quality", [90.5, True])
+def test_a_quality_is_a_whole_number(quality):
+    with pytest.raises(ValueError, match="whole number from 1 to 95"):
+        cloaking.to_jpeg(photos(), quality)
+
+
+EIGHT_BIT = {
+    "uint8": (photos() * 255).to(torch.uint8),
+    "0..255": photos() * 255,
+    "negative": photos() - 0.5,
+    "nan": torch.full((5, 3, 32, 32), torch.nan),
+}
+TAKES_PHOTOS = {
+    "to_png": cloaking.to_png,
+    "to_jpeg": lambda x: cloaking.to_jpeg(x, 90),
+    "encode": lambda x: cloaking.encode(x[0]),
+    "dssim": lambda x: cloaking.dssim(x, x),
+    "references": lambda x: cloaking.dssim(photos(), x),
+    "cloak": lambda x: cloaking.cloak(x, targets(extractor()), extractor(), num_steps=1),
+    "within_budget": lambda x: cloaking.within_budget(x, torch.zeros(x.shape), BUDGET),
+    "universal": lambda x: cloaking.universal_perturbation(x, extractor(), size=0.1, num_steps=1),
+    "overlay": lambda x: cloaking.overlay(x, photos(), key=0),
+    "overlay's pool": lambda x: cloaking.overlay(photos(), x, key=0),
+    "remove_overlay": lambda x: cloaking.remove_overlay(x, photos(), key=0),
+}
+
+
+@pytest.mark.parametrize("given", EIGHT_BIT)
+@pytest.mark.parametrize("taken", TAKES_PHOTOS)
+def test_photos_that_are_not_between_zero_and_one_are_refused(taken, given):
+    with pytest.raises(ValueError, match=r"images must (be floating point|lie) in \[0, 1\]"):
+        TAKES_PHOTOS[taken](EIGHT_BIT[given])
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (0, 3, 32, 32), (2, 2, 32, 32), (2, 3, 0, 32)])
+@pytest.mark.parametrize("write", [cloaking.to_png, TAKES_PHOTOS["to_jpeg"]])
+def test_what_is_no_set_of_photos(write, shape):
+    with pytest.raises(ValueError, match="photos"):
+        write(torch.zeros(shape))
+
+
+def test_one_photo_is_written_as_a_file():
+    from PIL import Image
+
+    for x in (photos(1)[0], photos(1, channels=1)[0]):
+        read = np.asarray(Image.open(io.BytesIO(cloaking.encode(x))))
+        assert np.array_equal(read, (x.permute(1, 2, 0) * 255).round().squeeze(-1).numpy())
+    with pytest.raises(ValueError, match="photos must be"):
+        cloaking.encode(photos(2))
+
+
+TRAIN = [cloaking.nearest, cloaking.softmax_head]
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_each_tracker_names_whom_it_was_shown(train):
     rng = torch.Generator().manual_seed(0)
     centers = nn.functional.normalize(torch.randn(4, 16, generator=rng), dim=1)
     people = torch.tensor([3, 5, 8, 9]).repeat_interleave(6)
-    gallery, probes = (
+    first, second, probes = (
         nn.functional.normalize(
             centers.repeat_interleave(6, 0) + 0.1 * torch.randn(24, 16, generator=rng), dim=1
         )
-        for _ in range(2)
+        for _ in range(3)
     )
-    assert torch.equal(train(gallery, people)(probes), people)
+    swapped = second.roll(6, 0)  # this tracker was shown everybody under the next one's name
+    said = train(torch.stack([first, swapped]), people)(probes)
+    assert torch.equal(said[0], people)
+    assert torch.equal(said[1], people.roll(-6))
+
+
+def test_heads_trained_together_and_alone_are_equal():
+    rng = torch.Generator().manual_seed(0)
+    galleries = nn.functional.normalize(torch.randn(3, 12, 16, generator=rng), dim=2)
+    people, probes = torch.arange(12) % 4, galleries[0]
+    together = cloaking.softmax_head(galleries, people)(probes)
+    for i in range(3):
+        alone = cloaking.softmax_head(galleries[i : i + 1], people)(probes)
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("train", TRAIN)
+@pytest.mark.parametrize(
+    "galleries, people",
+    [((6, 8), 6), ((2, 6, 8), 5), ((2, 0, 8), 0), ((0, 6, 8), 6)],
+    ids=["one gallery", "a name missing", "no photo", "no tracker"],
+)
+def test_a_tracker_without_photos_or_names(train, galleries, people):
+    with pytest.raises(ValueError, match="galleries must be"):
+        train(torch.zeros(galleries), torch.zeros(people, dtype=torch.int64))
+
+
+def test_a_target_needs_photos_of_the_user():
+    candidates, names, known = torch.eye(3), torch.arange(3), torch.tensor([9])
+    for wrong in (torch.zeros(0, 3), torch.zeros(2, 4)):
+        with pytest.raises(ValueError, match="embeddings"):
+            cloaking.choose_target(wrong, candidates, names, known=known)
+
+
+@pytest.mark.parametrize("wrong", [dict(k=1.5), dict(cells=2.0), dict(k=True)])
+def test_overlays_are_counted_in_whole_numbers(wrong):
+    with pytest.raises(ValueError, match="overlays"):
+        cloaking.overlay(photos(), photos(6), key=0, **wrong)

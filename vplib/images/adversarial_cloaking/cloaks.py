@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vplib.victims.recognition import Embed, identify
+from vplib.datasets.imageset import check_range, is_whole
+from vplib.victims.recognition import SCALE, Embed, identify
 
+Embeds = Embed | Sequence[Embed]
 Recognize = Callable[[Tensor], Tensor]
 
 WINDOW, SPREAD = 11, 1.5  # of the SSIM, in pixels, as in `metrics.ssim`
@@ -37,17 +39,17 @@ def dssim(images: Tensor, references: Tensor) -> Tensor:
         (N,) from 0, equal, to 1.
 
     Raises:
-        ValueError: the shapes differ, or the photos are smaller than the window.
+        ValueError: the shapes differ, or the photos are smaller than the window or not in [0, 1].
 
     Source:
         Wang et al., Image quality assessment, IEEE TIP 2004, equation 13; (1 - SSIM) / 2 as in
         Shan et al., Fawkes, USENIX Security 2020, section 5.
     """
-    _check_photos(images)
+    _check_photos(images, WINDOW)
     if images.shape != references.shape:
-        raise ValueError(
-            f"photos {tuple(images.shape)} and references {tuple(references.shape)} must be alike"
-        )
+        shapes = f"{tuple(images.shape)} and references {tuple(references.shape)}"
+        raise ValueError(f"photos {shapes} must be alike")
+    check_range(references, "references: ")
     down, right = (_windows(n, images.dtype, images.device) for n in images.shape[2:])
     fields = (images, references, images * images, references * references, images * references)
     mean, other, square, other_square, product = (down @ field @ right.T for field in fields)
@@ -71,13 +73,15 @@ def choose_target(photos: Tensor, candidates: Tensor, names: Tensor, *, known: T
         The name of the candidate whose mean embedding is farthest from the nearest photo.
 
     Raises:
-        ValueError: a candidate is known to the tracker, or there is none.
+        ValueError: a candidate is known to the tracker, or there is none, or no photo.
 
     Source:
         Shan et al., Fawkes, USENIX Security 2020, section 4.2, step 1.
     """
     if not len(names) or len(names) != len(candidates):
         raise ValueError(f"{len(candidates)} embeddings of candidates, but {len(names)} names")
+    if not len(photos) or photos.shape[1:] != candidates.shape[1:]:
+        raise ValueError(f"photos are no (n, {candidates.shape[-1]}) embeddings: {photos.shape}")
     both = set(names.tolist()) & set(torch.as_tensor(known).flatten().tolist())
     if both:
         raise ValueError(f"candidates {sorted(both)} are among the people the tracker knows")
@@ -90,7 +94,7 @@ def choose_target(photos: Tensor, candidates: Tensor, names: Tensor, *, known: T
 def cloak(
     images: Tensor,
     targets: Tensor | Sequence[Tensor],
-    extractors: Embed | Sequence[Embed],
+    extractors: Embeds,
     *,
     budget: float = 0.007,
     num_steps: int = 40,
@@ -124,8 +128,8 @@ def cloak(
         embedding a photo and the penalty's weight is the photo's own.
     """
     _check_budget(budget)
-    _check_photos(images)
-    if num_steps < 1 or lr <= 0:
+    _check_photos(images, WINDOW)
+    if not is_whole(num_steps, 1) or not lr > 0:
         raise ValueError(f"num_steps must be 1 or more, lr above 0, not {num_steps} and {lr}")
     extractors = [extractors] if callable(extractors) else list(extractors)
     targets = [targets] if isinstance(targets, Tensor) else list(targets)
@@ -134,9 +138,8 @@ def cloak(
     photos = to_levels(images)
     with torch.no_grad():
         for embed, target in zip(extractors, targets, strict=True):
-            made = tuple(embed(photos[:2]).shape[1:])
-            if target.shape != (len(photos), *made):
-                wanted = (len(photos), *made)
+            wanted = (len(photos), *embed(photos[:2]).shape[1:])
+            if target.shape != wanted:
                 raise ValueError(f"targets must be {wanted}, not {tuple(target.shape)}")
 
     def distances(x: Tensor) -> Tensor:
@@ -150,13 +153,12 @@ def cloak(
     for _ in range(num_steps):
         x = (photos + change).clamp(0, 1)
         distance, over = distances(x), dssim(x, photos) / budget - 1
-        gradient = torch.autograd.grad((distance + weight * over.relu()).sum(), change)[0]
+        change.grad = torch.autograd.grad((distance + weight * over.relu()).sum(), change)[0]
         with torch.no_grad():
             better = (distance < best) & (over <= 0.1)  # a little too much is scaled back below
             best = torch.where(better, distance, best)
             found = torch.where(better[:, None, None, None], change, found)
             weight = torch.where(over > 0, 2 * weight, 0.8 * weight).clamp(0.01, 100)
-        change.grad = gradient
         stepper.step()
     return within_budget(photos, found, budget)
 
@@ -177,6 +179,7 @@ def within_budget(images: Tensor, changes: Tensor, budget: float) -> Tensor:
         ValueError: the budget is not between 0 and 1, or the shapes cannot be.
     """
     _check_budget(budget)
+    _check_photos(images, WINDOW)
     photos, low = to_levels(images), torch.zeros(len(images), 1, 1, 1, device=images.device)
     high, best = torch.ones_like(low), to_levels(images)
     share = high  # the first try is all of it
@@ -189,43 +192,55 @@ def within_budget(images: Tensor, changes: Tensor, budget: float) -> Tensor:
     return best
 
 
-def nearest(gallery: Tensor, people: Tensor) -> Recognize:
-    """A tracker that compares with the nearest posted photo.
+def nearest(galleries: Tensor, people: Tensor) -> Recognize:
+    """A tracker that trains nothing: it takes the name of the nearest posted photo.
 
     Args:
-        gallery: (G, dim) embeddings of what was posted, cloaked or not: all that a tracker sees.
+        galleries: (U, G, dim) embeddings of what was posted, a gallery for each of U trackers.
         people: (G,) the names on them.
 
     Returns:
-        A function from (N, dim) embeddings to (N,) names.
+        A function from (N, dim) embeddings to (U, N) names; -1 for nobody.
+
+    Raises:
+        ValueError: there is no photo, or not a name for each.
     """
-    return lambda probes: identify(gallery, people, probes)
+    _check_galleries(galleries, people)
+    return lambda probes: torch.stack([identify(g, people, probes) for g in galleries])
 
 
-def linear_head(gallery: Tensor, people: Tensor) -> Recognize:
-    """A tracker that fits a linear head on the embeddings, by ridge regression on one-hot names.
+def softmax_head(galleries: Tensor, people: Tensor, *, num_steps: int = 60) -> Recognize:
+    """A tracker that trains a softmax layer on the embeddings; all U layers are trained at once.
 
     Args:
-        gallery: as in `nearest`.
+        galleries: as in `nearest`.
         people: as in `nearest`.
+        num_steps: of Adam, each on all photos.
 
     Returns:
         As `nearest`.
+
+    Raises:
+        ValueError: as `nearest`.
+
+    Source:
+        Shan et al., Fawkes, USENIX Security 2020, section 5.1: the tracker adds a softmax layer
+        to a feature extractor. Weights start at zero, so that there is no draw.
     """
+    _check_galleries(galleries, people)
     names, index = people.unique(return_inverse=True)
-    classes = F.one_hot(index).to(gallery)
-    gram = gallery.T @ gallery + 0.1 * torch.eye(gallery.shape[1]).to(gallery)
-    weights = torch.linalg.solve(gram, gallery.T @ classes)
+    right = F.one_hot(index).to(galleries)
+    weights = galleries.new_zeros(len(galleries), galleries.shape[2], len(names))
+    stepper = torch.optim.Adam([weights], lr=0.1)
+    for _ in range(num_steps):
+        wrong = (SCALE * galleries @ weights).softmax(-1) - right
+        weights.grad = galleries.mT @ wrong / len(people)
+        stepper.step()
     return lambda probes: names[(probes @ weights).argmax(-1)]
 
 
 def universal_perturbation(
-    images: Tensor,
-    extractors: Embed | Sequence[Embed],
-    *,
-    size: float,
-    num_steps: int,
-    seed: int = 0,
+    images: Tensor, extractors: Embeds, *, size: float, num_steps: int, seed: int = 0
 ) -> Tensor:
     """One change for all photos that turns each embedding away from where it was.
 
@@ -315,6 +330,9 @@ def to_png(images: Tensor) -> Tensor:
 
     Returns:
         The same shape, float32 on 8-bit levels.
+
+    Raises:
+        ValueError: the photos are not of this shape, or not in [0, 1]: 8-bit ones, say.
     """
     return _through_file(images, "PNG")
 
@@ -330,15 +348,16 @@ def to_jpeg(images: Tensor, quality: int) -> Tensor:
         The same shape, float32 on 8-bit levels.
 
     Raises:
-        ValueError: there is no such quality.
+        ValueError: there is no such quality, or the photos are as in `to_png`.
     """
-    if not 1 <= quality <= 95:
-        raise ValueError(f"JPEG quality must lie between 1 and 95, not {quality}")
+    if not is_whole(quality, 1) or quality > 95:
+        raise ValueError(f"JPEG quality must be a whole number from 1 to 95, not {quality!r}")
     return _through_file(images, "JPEG", quality=quality)
 
 
 def encode(image: Tensor, form: str = "PNG", **settings) -> bytes:
-    """One photo (C, H, W) in [0, 1] as the bytes of a PNG or JPEG file."""
+    """One photo (C, H, W) in [0, 1] as the bytes of a PNG or JPEG file; refused as in `to_png`."""
+    _check_photos(image[None])
     levels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     buffer = io.BytesIO()
     Image.fromarray(levels.squeeze(-1).contiguous().numpy()).save(buffer, format=form, **settings)
@@ -346,6 +365,7 @@ def encode(image: Tensor, form: str = "PNG", **settings) -> bytes:
 
 
 def _through_file(images: Tensor, form: str, **settings) -> Tensor:
+    _check_photos(images)
     read = [np.asarray(Image.open(io.BytesIO(encode(x, form, **settings)))) for x in images]
     stacked = torch.from_numpy(np.stack(read)).to(images.device, torch.float32) / 255
     return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
@@ -353,16 +373,17 @@ def _through_file(images: Tensor, form: str, **settings) -> Tensor:
 
 def _overlays(images, pool, key, k, cells, opacity) -> Tensor:
     """(N, C, H, W) means of k shuffled pictures a photo: all that the key decides."""
+    for given in (images, pool):
+        _check_photos(given)
     if not 0 <= opacity < 1:
         raise ValueError(f"opacity must be 0 or more and below 1, not {opacity}")
     if images.shape[1:] != pool.shape[1:]:
         raise ValueError(f"photos {tuple(images.shape[1:])}, overlays {tuple(pool.shape[1:])}")
     height, width = images.shape[2:]
-    if not 1 <= k <= len(pool) or cells < 1 or height % cells or width % cells:
-        raise ValueError(
-            f"need 1 to {len(pool)} overlays and cells that divide {height}x{width}, "
-            f"not k={k}, cells={cells}"
-        )
+    whole = is_whole(k, 1) and is_whole(cells, 1)
+    if not whole or k > len(pool) or height % cells or width % cells:
+        possible = f"1 to {len(pool)} overlays and cells that divide {height}x{width}"
+        raise ValueError(f"need {possible}, not k={k}, cells={cells}")
     rng = np.random.default_rng(key)
     chosen = np.stack([rng.permutation(len(pool))[:k] for _ in images])
     places = np.stack([rng.permutation(cells * cells) for _ in range(chosen.size)])
@@ -376,13 +397,11 @@ def _overlays(images, pool, key, k, cells, opacity) -> Tensor:
 @lru_cache
 def _windows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(size, size): a row holds the Gaussian window at one position, mirrored at the border."""
-    distance = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    window = (-((distance / SPREAD) ** 2) / 2).exp()
-    rows = torch.zeros(size, size, dtype=torch.float64)
-    for i in range(size):
-        where = (torch.arange(WINDOW) + i - WINDOW // 2).abs()
-        where = torch.minimum(where, 2 * (size - 1) - where)
-        rows[i].index_add_(0, where, window / window.sum())
+    offsets, rows = torch.arange(WINDOW) - WINDOW // 2, torch.zeros(size, size).double()
+    window = (-((offsets.double() / SPREAD) ** 2) / 2).exp()
+    where = (torch.arange(size)[:, None] + offsets).abs()
+    where = torch.minimum(where, 2 * (size - 1) - where)
+    rows.scatter_add_(1, where, (window / window.sum()).expand(size, -1))
     return rows.to(device, dtype)
 
 
@@ -392,16 +411,19 @@ def _uniform(like: Tensor, seed: int) -> Tensor:
 
 def _check_budget(budget: float) -> None:
     if not 0 < budget <= 1:
-        raise ValueError(
-            f"the budget is a DSSIM: above 0, where nothing may change, and at most 1; not {budget}"
-        )
+        raise ValueError(f"the budget is a DSSIM, above 0 and at most 1, not {budget}")
 
 
-def _check_photos(images: Tensor) -> None:
+def _check_photos(images: Tensor, least: int = 1) -> None:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(f"photos must be (N, 1 or 3, H, W), not {tuple(images.shape)}")
-    if min(images.shape[2:]) < WINDOW:
-        raise ValueError(
-            f"photos of {images.shape[2]}x{images.shape[3]} pixels have no usable size: "
-            f"the window of the SSIM takes {WINDOW}"
-        )
+    if min(images.shape[2:]) < least:
+        size = "{}x{}".format(*images.shape[2:])
+        raise ValueError(f"photos of {size} pixels have no usable size: DSSIM takes {WINDOW}")
+    check_range(images, "photos: ")
+
+
+def _check_galleries(galleries: Tensor, people: Tensor) -> None:
+    if galleries.ndim != 3 or not galleries.numel() or people.shape != galleries.shape[1:2]:
+        shapes = f"{tuple(galleries.shape)} and {tuple(people.shape)}"
+        raise ValueError(f"galleries must be (U, G, dim) and people (G,), not {shapes}")

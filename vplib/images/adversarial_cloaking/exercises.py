@@ -34,9 +34,7 @@ def check_penalized(attempt) -> str | None:
     dissimilarity = torch.tensor([0.004, 0.03], requires_grad=True)
     value = attempt(torch.tensor([1.0, 2.0]), dissimilarity, 0.01, 100.0)
     mistakes = {
-        "a photo under its budget is rewarded for staying the same: cut the penalty at zero": (
-            torch.tensor([0.4, 4.0])
-        ),
+        "a photo under its budget is rewarded: cut the penalty at zero": torch.tensor([0.4, 4.0]),
         "the penalty is for what exceeds the budget, not for the whole dissimilarity": (
             torch.tensor([1.4, 5.0])
         ),
@@ -96,9 +94,7 @@ def check_estimate(attempt) -> str | None:
     change = 0.5 * torch.randn(1, 4, 4, generator=rng).sign()
     found = attempt(private + change, public)
     mistakes = {
-        "the sign is wrong: what was posted minus what is usual": (
-            lambda found: (found + change).abs().max() < 0.12
-        ),
+        "the sign is wrong: posted minus usual": lambda f: (f + change).abs().max() < 0.12,
         "you kept the average face: subtract that of ordinary photos": (private + change).mean(0),
     }
     why = "the photos average out, what all of them share stays"
