@@ -31,15 +31,9 @@ SECTIONS = (
 )
 ABOUT = {"title", "paper", "minutes", "datasets", "core", "course", "extras"}
 FORBIDDEN = ("os.chdir", "sys.path", "%autoreload", "import *", ".cuda()", "plt.show()", "try:")
-FORBIDDEN_SINCE = ("# fmt: skip", "lambda _")  # what runs is what the reader reads
+FORBIDDEN += ("# fmt: skip", "lambda _")  # what runs is what the reader reads
 MAX_CODE_LINES, MAX_BYTES, MAX_HERO_BYTES = 20, 200_000, 100_000
 MAX_PART_ONE_CELLS = 68  # of at most 20 lines, each doing one thing
-# Notebooks that still await their second edition: 30 lines a cell, claims without a control. The
-# next two issues take them out one by one; then this must be empty, and goes.
-FIRST_EDITION = (
-    "images/adversarial_cloaking",
-)
-FIRST_EDITION_LINES = 30
 
 
 def all_notebooks(root: Path = ROOT) -> list[Path]:
@@ -70,7 +64,7 @@ def problems(path: Path, papers: list[dict] | None = None, address: str | None =
     address = published_address() if address is None else address
     found = _metadata(notebook, path, papers is not None) + _outputs(notebook, start_page)
     found += _setup_and_parameters(notebook, address)
-    found += _code(notebook, name_of(path) in FIRST_EDITION, address)
+    found += _code(notebook, address)
     if not start_page:
         found += _sections(notebook) + _exercises(notebook) + _claims(notebook, path, papers)
     return found
@@ -235,21 +229,19 @@ def _setup_and_parameters(notebook, address) -> list[str]:
     return found
 
 
-def _code(notebook, first_edition, address) -> list[str]:
+def _code(notebook, address) -> list[str]:
     found, generated = [], guard(address, notebook.metadata.get("vplib", {}).get("extras", ()))
-    limit = FIRST_EDITION_LINES if first_edition else MAX_CODE_LINES
-    forbidden = FORBIDDEN if first_edition else FORBIDDEN + FORBIDDEN_SINCE
     for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):
         if cell.cell_type != "code":
             continue
         where, lines = f"cell {cell.get('id')}", cell.source.count("\n") + 1
         if cell.source.startswith(generated):  # which a reader need not read
             lines -= generated.count("\n")
-        if lines > limit:
-            found.append(f"{where} has {lines} lines, more than {limit}")
+        if lines > MAX_CODE_LINES:
+            found.append(f"{where} has {lines} lines, more than {MAX_CODE_LINES}")
         if before is None or before.cell_type != "markdown":
             found.append(f"{where} has no sentence before it")
-        found += [f"{where} uses {bad}" for bad in forbidden if bad in cell.source]
+        found += [f"{where} uses {bad}" for bad in FORBIDDEN if bad in cell.source]
     return found
 
 

@@ -10,7 +10,6 @@ import nbformat
 import pytest
 import strip
 from anatomy import (
-    FIRST_EDITION,
     ROOT,
     all_notebooks,
     checks,
@@ -25,7 +24,6 @@ EXAMPLE = ROOT / "notebooks" / "attacks" / "membership_shadow.ipynb"
 TEMPLATE = ROOT / "docs" / "template.ipynb"
 # Every claim without a control, and why it can have none: (notebook, paper, claim) -> reason.
 NO_CONTROL: dict[tuple[str, str, str], str] = {}
-TO_COME = "second edition to come"
 
 
 @pytest.mark.parametrize("path", all_notebooks(), ids=lambda p: p.stem)
@@ -64,14 +62,9 @@ def test_claims_without_a_control_are_known():
         name = name_of(path)
         if name != "notebooks/00_start_here":
             for claim in checks(nbformat.read(path, as_version=4)):
-                if claim.no_control and not (claim.no_control == TO_COME and name in FIRST_EDITION):
+                if claim.no_control:
                     without[name, claim.of, claim.text] = claim.no_control
     assert without == NO_CONTROL
-    assert TO_COME not in NO_CONTROL.values()
-
-
-def test_notebooks_of_the_first_edition_exist():
-    assert set(FIRST_EDITION) <= set(map(name_of, all_notebooks()))
 
 
 def _cell(notebook, tag):
@@ -181,17 +174,13 @@ def test_static_check_notices(name, tmp_path):
     assert any(message in p for p in problems(path, read_papers())), problems(path, read_papers())
 
 
-@pytest.mark.parametrize("name", ["attacks/other", FIRST_EDITION[0]])
-def test_cells_have_20_lines_and_30_in_the_first_edition(name, tmp_path):
+def test_cells_have_20_lines(tmp_path):
     notebook = nbformat.read(TEMPLATE, as_version=4)
-    path = tmp_path / f"{name}.ipynb"
-    path.parent.mkdir()
-    limit = 30 if name in FIRST_EDITION else 20
-    for lines in (limit, limit + 1):
+    for lines in (20, 21):
         _cell(notebook, "hero").source = "\n".join(["x = 1"] * lines)
-        nbformat.write(notebook, path)
-        noticed = [p for p in problems(path) if f"has {lines} lines, more than {limit}" in p]
-        assert len(noticed) == (lines > limit)
+        nbformat.write(notebook, tmp_path / "other.ipynb")
+        noticed = [p for p in problems(tmp_path / "other.ipynb") if f"has {lines} lines" in p]
+        assert len(noticed) == (lines > 20)
 
 
 def test_static_check_notices_a_row_without_its_section():

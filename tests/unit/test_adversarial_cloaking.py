@@ -1,5 +1,8 @@
 """Cloaks stay within their budget on every photo, move the embedding, and refuse what cannot be."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +12,7 @@ from vplib.images.adversarial_cloaking import cloaks as cloaking
 from vplib.victims import recognition
 
 BUDGET = 0.007
+LAID = dict(k=2, cells=4, opacity=0.4)
 
 
 def photos(n=5, channels=3, size=32, seed=0):
@@ -90,15 +94,6 @@ def test_photos_together_and_one_by_one_give_the_same_cloaks():
         assert near < 0.15  # the start differs: noise of half a gray level is drawn for the batch
 
 
-def test_several_extractors_are_fooled_together():
-    several = [extractor(seed=s) for s in (0, 1)]
-    x = photos()
-    goals = [targets(embed) for embed in several]
-    made = cloaking.cloak(x, goals, several, budget=0.02, num_steps=20)
-    for embed, goal in zip(several, goals, strict=True):
-        assert ((embed(made) - goal).norm(dim=1) < (embed(x) - goal).norm(dim=1)).all()
-
-
 def test_extractors_are_left_as_they_were():
     embed = extractor()
     before = {k: v.clone() for k, v in embed.state_dict().items()}
@@ -124,8 +119,10 @@ def test_a_budget_that_cannot_be(budget):
         (dict(images=torch.rand(5, 4, 32, 32)), "photos must be"),
         (dict(targets=torch.rand(4, 8)), "targets must be"),
         (dict(targets=torch.rand(5, 7)), "targets must be"),
-        (dict(targets=[torch.rand(5, 8)] * 2), "as many targets"),
+        (dict(targets=torch.rand(2, 5, 8)), "targets must be"),
         (dict(num_steps=0), "num_steps"),
+        (dict(num_steps=2.5), "num_steps"),
+        (dict(lr=float("nan")), "lr above 0"),
         (dict(lr=0.0), "lr above 0"),
     ],
 )
@@ -172,6 +169,9 @@ def test_a_universal_perturbation_turns_embeddings_within_its_size():
         assert (turned * embed(new)).sum(1).mean() < (shaken * embed(new)).sum(1).mean()
     with pytest.raises(ValueError, match="size must lie above 0"):
         cloaking.universal_perturbation(photos(), several, size=0, num_steps=1)
+    for networks, num_steps in (([], 1), (several, 0), (several, 2.5)):
+        with pytest.raises(ValueError, match="extractors and num_steps must be 1 or more"):
+            cloaking.universal_perturbation(photos(), networks, size=0.1, num_steps=num_steps)
 
 
 def test_an_overlay_is_removed_with_its_key_only():
@@ -186,6 +186,25 @@ def test_an_overlay_is_removed_with_its_key_only():
     assert not torch.allclose(changes[0], changes[1])  # each photo has its own
 
 
+def test_a_key_opens_one_photo_out_of_a_batch():
+    x, pool = photos(), photos(6, seed=3)
+    laid = cloaking.overlay(x, pool, key=11, number=3, **LAID)
+    for i in range(len(x)):
+        one = cloaking.remove_overlay(laid[i : i + 1], pool, key=11, number=3 + i, **LAID)
+        assert torch.allclose(one, x[i : i + 1], atol=1e-5)
+    other = cloaking.remove_overlay(laid[:1], pool, key=11, number=4, **LAID)
+    assert (other - x[:1]).abs().mean() > 0.02
+    assert torch.equal(laid[2:], cloaking.overlay(x[2:], pool, key=11, number=5, **LAID))
+
+
+@pytest.mark.parametrize("wrong", [None, -1, 1.5, True, "secret", [1, 2]])
+@pytest.mark.parametrize("name", ["key", "number"])
+def test_a_key_is_a_whole_number(name, wrong):
+    for change in (cloaking.overlay, cloaking.remove_overlay):
+        with pytest.raises(ValueError, match="key and number must be whole numbers"):
+            change(photos(), photos(6), **LAID, **dict(key=1) | {name: wrong})
+
+
 def test_an_overlay_keeps_the_pixels_of_its_pictures():
     x, pool = torch.zeros(1, 1, 8, 8), torch.arange(64.0).view(1, 1, 8, 8) / 64
     laid = cloaking.overlay(x, pool, key=0, k=1, cells=4, opacity=0.5)
@@ -197,9 +216,9 @@ def test_an_overlay_keeps_the_pixels_of_its_pictures():
 )
 def test_overlays_that_cannot_be(wrong):
     with pytest.raises(ValueError, match="opacity|overlays"):
-        cloaking.overlay(photos(), photos(6), key=0, **wrong)
+        cloaking.overlay(photos(), photos(6), key=0, **LAID | wrong)
     with pytest.raises(ValueError, match="overlays"):
-        cloaking.overlay(photos(), photos(6, size=16), key=0)
+        cloaking.overlay(photos(), photos(6, size=16), key=0, **LAID)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -212,21 +231,139 @@ def test_files_keep_shape_and_range(channels):
     assert torch.equal(good, cloaking.to_levels(good))
 
 
+def test_jpeg_keeps_color_where_it_is_not_halved():
+    checks = torch.zeros(1, 3, 16, 16)
+    checks[:, 0] = (torch.arange(16)[:, None] + torch.arange(16)) % 2  # red and black
+    halved, kept = (cloaking.to_jpeg(checks, 95, halve_color=h) for h in (True, False))
+    assert (kept - checks).abs().mean() < 0.05 < (halved - checks).abs().mean()
+    gray = photos(channels=1)
+    assert torch.equal(cloaking.to_jpeg(gray, 90), cloaking.to_jpeg(gray, 90, halve_color=False))
+
+
 @pytest.mark.parametrize("quality", [0, 96])
 def test_a_quality_that_cannot_be(quality):
     with pytest.raises(ValueError, match="quality"):
         cloaking.to_jpeg(photos(), quality)
 
 
-@pytest.mark.parametrize("train", [cloaking.nearest, cloaking.linear_head])
-def test_a_tracker_names_whom_it_was_shown(train):
+@pytest.mark.parametrize("quality", [90.5, True])
+def test_a_quality_is_a_whole_number(quality):
+    with pytest.raises(ValueError, match="whole number from 1 to 95"):
+        cloaking.to_jpeg(photos(), quality)
+
+
+EIGHT_BIT = {
+    "uint8": (photos() * 255).to(torch.uint8),
+    "0..255": photos() * 255,
+    "negative": photos() - 0.5,
+    "nan": torch.full((5, 3, 32, 32), torch.nan),
+}
+TAKES_PHOTOS = {
+    "to_png": cloaking.to_png,
+    "to_jpeg": lambda x: cloaking.to_jpeg(x, 90),
+    "encode": lambda x: cloaking.encode(x[0]),
+    "dssim": lambda x: cloaking.dssim(x, x),
+    "references": lambda x: cloaking.dssim(photos(), x),
+    "cloak": lambda x: cloaking.cloak(x, targets(extractor()), extractor(), num_steps=1),
+    "within_budget": lambda x: cloaking.within_budget(x, torch.zeros(x.shape), BUDGET),
+    "universal": lambda x: cloaking.universal_perturbation(x, [extractor()], size=0.1, num_steps=1),
+    "overlay": lambda x: cloaking.overlay(x, photos(), key=0, **LAID),
+    "overlay's pool": lambda x: cloaking.overlay(photos(), x, key=0, **LAID),
+    "remove_overlay": lambda x: cloaking.remove_overlay(x, photos(), key=0, **LAID),
+}
+
+
+@pytest.mark.parametrize("given", EIGHT_BIT)
+@pytest.mark.parametrize("taken", TAKES_PHOTOS)
+def test_photos_that_are_not_between_zero_and_one_are_refused(taken, given):
+    with pytest.raises(ValueError, match=r"images must (be floating point|lie) in \[0, 1\]"):
+        TAKES_PHOTOS[taken](EIGHT_BIT[given])
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (0, 3, 32, 32), (2, 2, 32, 32), (2, 3, 0, 32)])
+@pytest.mark.parametrize("write", [cloaking.to_png, TAKES_PHOTOS["to_jpeg"]])
+def test_what_is_no_set_of_photos(write, shape):
+    with pytest.raises(ValueError, match="photos"):
+        write(torch.zeros(shape))
+
+
+def test_one_photo_is_written_as_a_file():
+    from PIL import Image
+
+    for x in (photos(1)[0], photos(1, channels=1)[0]):
+        read = np.asarray(Image.open(io.BytesIO(cloaking.encode(x))))
+        assert np.array_equal(read, (x.permute(1, 2, 0) * 255).round().squeeze(-1).numpy())
+    with pytest.raises(ValueError, match="photos must be"):
+        cloaking.encode(photos(2))
+
+
+TRAIN = [cloaking.nearest, cloaking.softmax_head]
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_each_tracker_names_whom_it_was_shown(train):
     rng = torch.Generator().manual_seed(0)
     centers = nn.functional.normalize(torch.randn(4, 16, generator=rng), dim=1)
     people = torch.tensor([3, 5, 8, 9]).repeat_interleave(6)
-    gallery, probes = (
+    first, second, probes = (
         nn.functional.normalize(
             centers.repeat_interleave(6, 0) + 0.1 * torch.randn(24, 16, generator=rng), dim=1
         )
-        for _ in range(2)
+        for _ in range(3)
     )
-    assert torch.equal(train(gallery, people)(probes), people)
+    swapped = second.roll(6, 0)  # this tracker was shown everybody under the next one's name
+    said = train(torch.stack([first, swapped]), people)(probes)
+    assert torch.equal(said[0], people)
+    assert torch.equal(said[1], people.roll(-6))
+
+
+def test_heads_trained_together_and_alone_are_equal():
+    rng = torch.Generator().manual_seed(0)
+    galleries = nn.functional.normalize(torch.randn(3, 12, 16, generator=rng), dim=2)
+    people, probes = torch.arange(12) % 4, galleries[0]
+    together = cloaking.softmax_head(galleries, people)(probes)
+    for i in range(3):
+        alone = cloaking.softmax_head(galleries[i : i + 1], people)(probes)
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("train", TRAIN)
+@pytest.mark.parametrize(
+    "galleries, people",
+    [((6, 8), 6), ((2, 6, 8), 5), ((2, 0, 8), 0), ((0, 6, 8), 6)],
+    ids=["one gallery", "a name missing", "no photo", "no tracker"],
+)
+def test_a_tracker_without_photos_or_names(train, galleries, people):
+    with pytest.raises(ValueError, match="galleries must be"):
+        train(torch.zeros(galleries), torch.zeros(people, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("num_steps", [0, 2.5, True])
+def test_a_head_takes_a_step(num_steps):
+    with pytest.raises(ValueError, match="num_steps must be a whole number"):
+        cloaking.softmax_head(torch.rand(1, 4, 8), torch.arange(4), num_steps=num_steps)
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_nan_is_nobody(train):
+    galleries = nn.functional.normalize(torch.eye(4, 8), dim=1)[None]
+    probes = torch.eye(4, 8)
+    probes[1, 2] = torch.nan
+    said = train(galleries, torch.tensor([5, 6, 7, 8]))(probes)
+    assert said.tolist() == [[5, -1, 7, 8]]
+    galleries[0, 3, 0] = torch.nan
+    with pytest.raises(ValueError, match="galleries must be finite"):
+        train(galleries, torch.arange(4))
+
+
+def test_a_target_needs_photos_of_the_user():
+    candidates, names, known = torch.eye(3), torch.arange(3), torch.tensor([9])
+    for wrong in (torch.zeros(0, 3), torch.zeros(2, 4)):
+        with pytest.raises(ValueError, match="embeddings"):
+            cloaking.choose_target(wrong, candidates, names, known=known)
+
+
+@pytest.mark.parametrize("wrong", [dict(k=1.5), dict(cells=2.0), dict(k=True)])
+def test_overlays_are_counted_in_whole_numbers(wrong):
+    with pytest.raises(ValueError, match="overlays"):
+        cloaking.overlay(photos(), photos(6), key=0, **LAID | wrong)

@@ -12,10 +12,11 @@ SAID = {
         (lambda s, t, u: sum((s[t == k] == k).double().mean() for k in u) / 2, "other way round"),
     ],
     "penalized": [
-        (lambda d, e, b, w: d + w * (e - b), "rewarded"),
-        (lambda d, e, b, w: d + w * e, "not for the whole"),
-        (lambda d, e, b, w: (d + w * (e - b).clamp(min=0)).detach(), "gradient is lost"),
-        (lambda d, e, b, w: (d + w * (e - b).clamp(min=0)).sum(), "one number a photo"),
+        (lambda d, e, b, w: d + w * (e / b - 1), "rewarded"),
+        (lambda d, e, b, w: d + w * e / b, "not for the whole"),
+        (lambda d, e, b, w: d + w * (e - b).clamp(min=0), "as a share of the budget"),
+        (lambda d, e, b, w: (d + w * (e / b - 1).clamp(min=0)).detach(), "gradient is lost"),
+        (lambda d, e, b, w: (d + w * (e / b - 1).clamp(min=0)).sum(), "one number a photo"),
     ],
     "fit": [
         (lambda measure, b: 0.9, "exceeds its budget"),

@@ -900,7 +900,7 @@ def test_what_is_no_image_is_named(photos, content):
     photos(colour(0, 0, 0))
     broken = photos.folder / "dogs" / "broken.jpg"
     broken.write_bytes(content)
-    message = f"{re.escape(str(broken))} cannot be read as an image .*; mend or remove it"
+    message = f"{re.escape(str(broken))} cannot be read as an image; mend or remove it"
     with pytest.raises(ValueError, match=message):
         photos.load()
 

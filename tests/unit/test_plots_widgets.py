@@ -370,6 +370,8 @@ def test_a_render_that_raises_says_so_and_goes_on(live):
     def render(models):
         if models > 5:
             raise RuntimeError(f"no run with <{models}> models")
+        if models == 5:
+            raise ValueError("5 models are not there; take 4")
         return text_of(models)
 
     control = slider()
@@ -377,6 +379,8 @@ def test_a_render_that_raises_says_so_and_goes_on(live):
     view = live[0].children[-1]
     control.value = 6
     assert view.value == "<pre>RuntimeError: no run with &lt;6&gt; models</pre>"
+    control.value = 5
+    assert view.value == "<pre>5 models are not there; take 4</pre>"
     control.value = 3
     assert view.value == text_of(3)
 

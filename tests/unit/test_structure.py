@@ -38,7 +38,7 @@ FIRST_EDITION = {
     "defenses/dp_gan": 479,
     "defenses/dp_sgd": 389,
     "defenses/encrypted_inference": 1189,
-    "images/adversarial_cloaking": 290,
+    "images/adversarial_cloaking": 289,
 }
 
 

@@ -134,9 +134,7 @@ def _reading(name: Path | str):
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large ({error}); shrink it") from error
     except UNREADABLE as error:
-        raise ValueError(
-            f"{name} cannot be read as an image ({error}); mend or remove it"
-        ) from error
+        raise ValueError(f"{name} cannot be read as an image; mend or remove it") from error
 
 
 def _pixels(file: Path | io.BytesIO, name: Path | str, channels: int) -> torch.Tensor:

@@ -33,6 +33,7 @@ def upload_photo(
         display(HTML("<p>No browser is connected: nobody can choose a photo here.</p>"))
         return
     upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="choose a photo")
+    upload.layout.width = "max-content"  # the default cuts the text off
     clear = ipywidgets.Button(description="Clear", tooltip="before saving the notebook")
     view = ipywidgets.HTML()
 
@@ -75,5 +76,5 @@ def _empty(upload: ipywidgets.FileUpload) -> None:
 def download_link(data: bytes, name: str) -> str:
     """HTML of a link that saves these bytes of a PNG file under this name; nothing is sent."""
     link = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    name = html.escape(name, quote=True)
-    return f'<p><a download="{name}" href="{link}">download {name}</a></p>'
+    name, look = html.escape(name, quote=True), "padding:6px 12px;border:1px solid"
+    return f'<p><a download="{name}" style="{look}" href="{link}">download {name}</a></p>'

@@ -66,7 +66,8 @@ def show_in(view: ipywidgets.HTML, make: Callable[[], str]) -> None:
     try:
         view.value = make()
     except Exception as error:
-        view.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        view.value = f"<pre>{html.escape(said)}</pre>"
 
 
 def embedded(shown: Figure | str, alt: str = "the result") -> str:

@@ -2,8 +2,9 @@
 
 Two threat models. *Poisoning* (Fawkes): the tracker trains on cloaked photos and must then fail on
 clean ones. *Evasion* (universal perturbations, overlays): the tracker trained on clean photos and
-must fail on the changed one. The protector sees extractors of their own and photos; never the
-tracker's network. Photos are files: a cloak is measured after rounding to 8 bits.
+must fail on the changed one. The protector sees photos and the extractors it is given; whether one
+of them is the tracker's is a grant of the caller. Photos are files: a cloak is measured after
+rounding to 8 bits.
 """
 
 import io
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vplib.victims.recognition import Embed, identify
+from vplib.datasets.imageset import check_range, is_whole
+from vplib.victims.recognition import SCALE, Embed, identify
 
 Recognize = Callable[[Tensor], Tensor]
 
@@ -37,17 +39,17 @@ def dssim(images: Tensor, references: Tensor) -> Tensor:
         (N,) from 0, equal, to 1.
 
     Raises:
-        ValueError: the shapes differ, or the photos are smaller than the window.
+        ValueError: the shapes differ, or the photos are smaller than the window or not in [0, 1].
 
     Source:
         Wang et al., Image quality assessment, IEEE TIP 2004, equation 13; (1 - SSIM) / 2 as in
         Shan et al., Fawkes, USENIX Security 2020, section 5.
     """
-    _check_photos(images)
+    _check_photos(images, WINDOW)
     if images.shape != references.shape:
-        raise ValueError(
-            f"photos {tuple(images.shape)} and references {tuple(references.shape)} must be alike"
-        )
+        shapes = f"{tuple(images.shape)} and references {tuple(references.shape)}"
+        raise ValueError(f"photos {shapes} must be alike")
+    check_range(references, "references: ")
     down, right = (_windows(n, images.dtype, images.device) for n in images.shape[2:])
     fields = (images, references, images * images, references * references, images * references)
     mean, other, square, other_square, product = (down @ field @ right.T for field in fields)
@@ -71,13 +73,15 @@ def choose_target(photos: Tensor, candidates: Tensor, names: Tensor, *, known: T
         The name of the candidate whose mean embedding is farthest from the nearest photo.
 
     Raises:
-        ValueError: a candidate is known to the tracker, or there is none.
+        ValueError: a candidate is known to the tracker, or there is none, or no photo.
 
     Source:
         Shan et al., Fawkes, USENIX Security 2020, section 4.2, step 1.
     """
     if not len(names) or len(names) != len(candidates):
         raise ValueError(f"{len(candidates)} embeddings of candidates, but {len(names)} names")
+    if not len(photos) or photos.shape[1:] != candidates.shape[1:]:
+        raise ValueError(f"photos are no (n, {candidates.shape[-1]}) embeddings: {photos.shape}")
     both = set(names.tolist()) & set(torch.as_tensor(known).flatten().tolist())
     if both:
         raise ValueError(f"candidates {sorted(both)} are among the people the tracker knows")
@@ -89,8 +93,8 @@ def choose_target(photos: Tensor, candidates: Tensor, names: Tensor, *, known: T
 
 def cloak(
     images: Tensor,
-    targets: Tensor | Sequence[Tensor],
-    extractors: Embed | Sequence[Embed],
+    targets: Tensor,
+    extractor: Embed,
     *,
     budget: float = 0.007,
     num_steps: int = 40,
@@ -105,9 +109,8 @@ def cloak(
 
     Args:
         images: (N, C, H, W) photos in [0, 1]; they are rounded to 8 bits first, as files are.
-        targets: (N, dim) embeddings to imitate, one a photo; a sequence of them, one an extractor.
-        extractors: the protector's network from photos to unit vectors, or several of them, whose
-            distances are averaged.
+        targets: (N, dim) embeddings to imitate, one a photo.
+        extractor: the protector's network from photos to unit vectors.
         budget: the largest DSSIM to the photo; 0.007 in the paper.
         num_steps: steps of Adam.
         lr: its step, where 1 is from black to white.
@@ -124,39 +127,28 @@ def cloak(
         embedding a photo and the penalty's weight is the photo's own.
     """
     _check_budget(budget)
-    _check_photos(images)
-    if num_steps < 1 or lr <= 0:
+    _check_photos(images, WINDOW)
+    if not is_whole(num_steps, 1) or not lr > 0:
         raise ValueError(f"num_steps must be 1 or more, lr above 0, not {num_steps} and {lr}")
-    extractors = [extractors] if callable(extractors) else list(extractors)
-    targets = [targets] if isinstance(targets, Tensor) else list(targets)
-    if len(targets) != len(extractors) or not extractors:
-        raise ValueError(f"{len(extractors)} extractors need as many targets, not {len(targets)}")
     photos = to_levels(images)
     with torch.no_grad():
-        for embed, target in zip(extractors, targets, strict=True):
-            made = tuple(embed(photos[:2]).shape[1:])
-            if target.shape != (len(photos), *made):
-                wanted = (len(photos), *made)
-                raise ValueError(f"targets must be {wanted}, not {tuple(target.shape)}")
-
-    def distances(x: Tensor) -> Tensor:
-        pairs = zip(extractors, targets, strict=True)
-        return torch.stack([(embed(x) - t).square().sum(-1) for embed, t in pairs]).mean(0)
-
+        wanted = (len(photos), *extractor(photos[:2]).shape[1:])
+    if targets.shape != wanted:
+        raise ValueError(f"targets must be {wanted}, not {tuple(targets.shape)}")
     change = ((_uniform(photos, seed) - 0.5) / 255).requires_grad_()
     stepper = torch.optim.Adam([change], lr=lr)
     weight = torch.ones(len(photos), device=photos.device)
     best, found = torch.full_like(weight, torch.inf), torch.zeros_like(photos)
     for _ in range(num_steps):
         x = (photos + change).clamp(0, 1)
-        distance, over = distances(x), dssim(x, photos) / budget - 1
-        gradient = torch.autograd.grad((distance + weight * over.relu()).sum(), change)[0]
+        distance = (extractor(x) - targets).square().sum(-1)
+        over = dssim(x, photos) / budget - 1
+        change.grad = torch.autograd.grad((distance + weight * over.relu()).sum(), change)[0]
         with torch.no_grad():
             better = (distance < best) & (over <= 0.1)  # a little too much is scaled back below
             best = torch.where(better, distance, best)
             found = torch.where(better[:, None, None, None], change, found)
             weight = torch.where(over > 0, 2 * weight, 0.8 * weight).clamp(0.01, 100)
-        change.grad = gradient
         stepper.step()
     return within_budget(photos, found, budget)
 
@@ -177,6 +169,7 @@ def within_budget(images: Tensor, changes: Tensor, budget: float) -> Tensor:
         ValueError: the budget is not between 0 and 1, or the shapes cannot be.
     """
     _check_budget(budget)
+    _check_photos(images, WINDOW)
     photos, low = to_levels(images), torch.zeros(len(images), 1, 1, 1, device=images.device)
     high, best = torch.ones_like(low), to_levels(images)
     share = high  # the first try is all of it
@@ -189,43 +182,59 @@ def within_budget(images: Tensor, changes: Tensor, budget: float) -> Tensor:
     return best
 
 
-def nearest(gallery: Tensor, people: Tensor) -> Recognize:
-    """A tracker that compares with the nearest posted photo.
+def nearest(galleries: Tensor, people: Tensor) -> Recognize:
+    """A tracker that trains nothing: it takes the name of the nearest posted photo.
 
     Args:
-        gallery: (G, dim) embeddings of what was posted, cloaked or not: all that a tracker sees.
+        galleries: (U, G, dim) embeddings of what was posted, a gallery for each of U trackers.
         people: (G,) the names on them.
 
     Returns:
-        A function from (N, dim) embeddings to (N,) names.
+        A function from (N, dim) embeddings to (U, N) names; -1 for nobody, as where one is NaN.
+
+    Raises:
+        ValueError: there is no photo, not a name for each, or an embedding is not finite.
     """
-    return lambda probes: identify(gallery, people, probes)
+    _check_galleries(galleries, people)
+    return lambda probes: torch.stack([identify(g, people, probes) for g in galleries])
 
 
-def linear_head(gallery: Tensor, people: Tensor) -> Recognize:
-    """A tracker that fits a linear head on the embeddings, by ridge regression on one-hot names.
+def softmax_head(galleries: Tensor, people: Tensor, *, num_steps: int = 60) -> Recognize:
+    """A tracker that trains a softmax layer on the embeddings; all U layers are trained at once.
 
     Args:
-        gallery: as in `nearest`.
+        galleries: as in `nearest`.
         people: as in `nearest`.
+        num_steps: of Adam, each on all photos.
 
     Returns:
         As `nearest`.
+
+    Raises:
+        ValueError: as `nearest`, or num_steps is no whole number from 1 on.
+
+    Source:
+        Shan et al., Fawkes, USENIX Security 2020, section 5.1: the tracker adds a softmax layer
+        to a feature extractor. Weights start at zero, so that there is no draw.
     """
+    _check_galleries(galleries, people)
+    if not is_whole(num_steps, 1):
+        raise ValueError(f"num_steps must be a whole number, 1 or more, not {num_steps!r}")
     names, index = people.unique(return_inverse=True)
-    classes = F.one_hot(index).to(gallery)
-    gram = gallery.T @ gallery + 0.1 * torch.eye(gallery.shape[1]).to(gallery)
-    weights = torch.linalg.solve(gram, gallery.T @ classes)
-    return lambda probes: names[(probes @ weights).argmax(-1)]
+    right = F.one_hot(index).to(galleries)
+    weights = galleries.new_zeros(len(galleries), galleries.shape[2], len(names))
+    stepper = torch.optim.Adam([weights], lr=0.1)
+    for _ in range(num_steps):
+        wrong = (SCALE * galleries @ weights).softmax(-1) - right
+        weights.grad = galleries.mT @ wrong / len(people)
+        stepper.step()
+    return lambda probes: torch.where(
+        probes.isfinite().all(-1), names[(probes @ weights).argmax(-1)], -1
+    )
 
 
 def universal_perturbation(
-    images: Tensor,
-    extractors: Embed | Sequence[Embed],
-    *,
-    size: float,
-    num_steps: int,
-    seed: int = 0,
+    images: Tensor, extractors: Sequence[Embed], *, size: float, num_steps: int, seed: int = 0
 ) -> Tensor:
     """One change for all photos that turns each embedding away from where it was.
 
@@ -240,7 +249,8 @@ def universal_perturbation(
         (C, H, W) to add to any photo.
 
     Raises:
-        ValueError: the size is not between 0 and 1, or the photos cannot be.
+        ValueError: the size is not between 0 and 1, there is no extractor or no step, or the photos
+            cannot be.
 
     Source:
         Rajabi, Bobba, Rosulek, Wright and Feng, On the (im)practicality of adversarial
@@ -250,7 +260,9 @@ def universal_perturbation(
     _check_photos(images)
     if not 0 < size <= 1:
         raise ValueError(f"size must lie above 0 and at most at 1, not {size}")
-    extractors = [extractors] if callable(extractors) else list(extractors)
+    if not extractors or not is_whole(num_steps, 1):
+        found = f"{len(extractors)} and {num_steps!r}"
+        raise ValueError(f"extractors and num_steps must be 1 or more, not {found}")
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         before = [embed(images) for embed in extractors]
@@ -269,14 +281,16 @@ def universal_perturbation(
 
 
 def overlay(
-    images: Tensor, pool: Tensor, *, key: int, k: int = 2, cells: int = 4, opacity: float = 0.4
+    images: Tensor, pool: Tensor, *, key: int, number: int = 0, k: int, cells: int, opacity: float
 ) -> Tensor:
     """Visible overlays, drawn from a secret key for each photo: k pictures with shuffled cells.
 
     Args:
         images: (N, C, H, W) photos in [0, 1].
         pool: (P, C, H, W) public pictures to lay over.
-        key: the secret, which friends hold and the tracker does not.
+        key: the secret, a whole number from 0, which friends hold and the tracker does not.
+        number: of the first photo; the next ones count on. With key and number, one photo out of a
+            batch is opened alone.
         k: pictures laid over one photo.
         cells: an overlay is cut into cells x cells squares, which change places.
         opacity: of the overlay; 1 would hide the photo.
@@ -285,21 +299,41 @@ def overlay(
         (N, C, H, W) in [0, 1].
 
     Raises:
-        ValueError: the opacity, k or cells cannot be, or photos and pool differ in size.
+        ValueError: key, number, opacity, k or cells cannot be, or photos and pool differ in size.
 
     Source:
         Rajabi et al., as in `universal_perturbation`: k-randomized transparent image overlays.
         Our reading of its abstract and figures: details of theirs may differ.
     """
-    return (1 - opacity) * images + opacity * _overlays(images, pool, key, k, cells, opacity)
+    for given in (images, pool):
+        _check_photos(given)
+    if not is_whole(key) or not is_whole(number):
+        raise ValueError(f"key and number must be whole numbers from 0, not {key!r}, {number!r}")
+    if not 0 <= opacity < 1:
+        raise ValueError(f"opacity must be 0 or more and below 1, not {opacity}")
+    if images.shape[1:] != pool.shape[1:]:
+        raise ValueError(f"photos {tuple(images.shape[1:])}, overlays {tuple(pool.shape[1:])}")
+    height, width = images.shape[2:]
+    whole = is_whole(k, 1) and is_whole(cells, 1)
+    if not whole or k > len(pool) or height % cells or width % cells:
+        possible = f"1 to {len(pool)} overlays and cells that divide {height}x{width}"
+        raise ValueError(f"need {possible}, not k={k}, cells={cells}")
+    rngs = [np.random.default_rng([key, number + i]) for i in range(len(images))]
+    chosen = np.stack([rng.permutation(len(pool))[:k] for rng in rngs])
+    places = np.stack([rng.permutation(cells * cells) for rng in rngs for _ in range(k)])
+    cell = height // cells, width // cells
+    tiles = F.unfold(pool, cell, stride=cell)[torch.from_numpy(chosen.ravel()).to(pool.device)]
+    order = torch.from_numpy(places).to(pool.device)[:, None].expand_as(tiles)
+    laid = F.fold(tiles.gather(2, order), (height, width), cell, stride=cell)
+    return (1 - opacity) * images + opacity * laid.view(-1, k, *images.shape[1:]).mean(1)
 
 
-def remove_overlay(
-    images: Tensor, pool: Tensor, *, key: int, k: int = 2, cells: int = 4, opacity: float = 0.4
-) -> Tensor:
+def remove_overlay(images: Tensor, pool: Tensor, **secret) -> Tensor:
     """The photos as they were, for who holds the key: arguments as in `overlay`."""
-    laid = _overlays(images, pool, key, k, cells, opacity)
-    return ((images - opacity * laid) / (1 - opacity)).clamp(0, 1)
+    _check_photos(images)
+    # What is laid over a black and over a white photo says what became of every gray level.
+    black, white = (overlay(torch.full_like(images, v), pool, **secret) for v in (0.0, 1.0))
+    return ((images - black) / (white - black)).clamp(0, 1)
 
 
 def to_levels(images: Tensor) -> Tensor:
@@ -315,30 +349,37 @@ def to_png(images: Tensor) -> Tensor:
 
     Returns:
         The same shape, float32 on 8-bit levels.
+
+    Raises:
+        ValueError: the photos are not of this shape, or not in [0, 1]: 8-bit ones, say.
     """
     return _through_file(images, "PNG")
 
 
-def to_jpeg(images: Tensor, quality: int) -> Tensor:
+def to_jpeg(images: Tensor, quality: int, *, halve_color: bool = True) -> Tensor:
     """The photos after they were written as JPEG files and read again.
 
     Args:
         images: (N, C, H, W) in [0, 1], C is 1 or 3.
         quality: 1 to 95, of Pillow's encoder.
+        halve_color: whether color keeps half of its resolution each way (4:2:0, Pillow's default)
+            or all of it (4:4:4). Gray photos have none.
 
     Returns:
         The same shape, float32 on 8-bit levels.
 
     Raises:
-        ValueError: there is no such quality.
+        ValueError: there is no such quality, or the photos are as in `to_png`.
     """
-    if not 1 <= quality <= 95:
-        raise ValueError(f"JPEG quality must lie between 1 and 95, not {quality}")
-    return _through_file(images, "JPEG", quality=quality)
+    if not is_whole(quality, 1) or quality > 95:
+        raise ValueError(f"JPEG quality must be a whole number from 1 to 95, not {quality!r}")
+    settings = dict(quality=quality, subsampling="4:2:0" if halve_color else "4:4:4")
+    return _through_file(images, "JPEG", **settings)
 
 
 def encode(image: Tensor, form: str = "PNG", **settings) -> bytes:
-    """One photo (C, H, W) in [0, 1] as the bytes of a PNG or JPEG file."""
+    """One photo (C, H, W) in [0, 1] as the bytes of a PNG or JPEG file; refused as in `to_png`."""
+    _check_photos(image[None])
     levels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     buffer = io.BytesIO()
     Image.fromarray(levels.squeeze(-1).contiguous().numpy()).save(buffer, format=form, **settings)
@@ -346,43 +387,20 @@ def encode(image: Tensor, form: str = "PNG", **settings) -> bytes:
 
 
 def _through_file(images: Tensor, form: str, **settings) -> Tensor:
+    _check_photos(images)
     read = [np.asarray(Image.open(io.BytesIO(encode(x, form, **settings)))) for x in images]
     stacked = torch.from_numpy(np.stack(read)).to(images.device, torch.float32) / 255
     return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
 
 
-def _overlays(images, pool, key, k, cells, opacity) -> Tensor:
-    """(N, C, H, W) means of k shuffled pictures a photo: all that the key decides."""
-    if not 0 <= opacity < 1:
-        raise ValueError(f"opacity must be 0 or more and below 1, not {opacity}")
-    if images.shape[1:] != pool.shape[1:]:
-        raise ValueError(f"photos {tuple(images.shape[1:])}, overlays {tuple(pool.shape[1:])}")
-    height, width = images.shape[2:]
-    if not 1 <= k <= len(pool) or cells < 1 or height % cells or width % cells:
-        raise ValueError(
-            f"need 1 to {len(pool)} overlays and cells that divide {height}x{width}, "
-            f"not k={k}, cells={cells}"
-        )
-    rng = np.random.default_rng(key)
-    chosen = np.stack([rng.permutation(len(pool))[:k] for _ in images])
-    places = np.stack([rng.permutation(cells * cells) for _ in range(chosen.size)])
-    cell = height // cells, width // cells
-    tiles = F.unfold(pool, cell, stride=cell)[torch.from_numpy(chosen.ravel()).to(pool.device)]
-    order = torch.from_numpy(places).to(pool.device)[:, None].expand_as(tiles)
-    laid = F.fold(tiles.gather(2, order), (height, width), cell, stride=cell)
-    return laid.view(len(images), k, *images.shape[1:]).mean(1)
-
-
 @lru_cache
 def _windows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(size, size): a row holds the Gaussian window at one position, mirrored at the border."""
-    distance = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    window = (-((distance / SPREAD) ** 2) / 2).exp()
-    rows = torch.zeros(size, size, dtype=torch.float64)
-    for i in range(size):
-        where = (torch.arange(WINDOW) + i - WINDOW // 2).abs()
-        where = torch.minimum(where, 2 * (size - 1) - where)
-        rows[i].index_add_(0, where, window / window.sum())
+    offsets, rows = torch.arange(WINDOW) - WINDOW // 2, torch.zeros(size, size).double()
+    window = (-((offsets.double() / SPREAD) ** 2) / 2).exp()
+    where = (torch.arange(size)[:, None] + offsets).abs()
+    where = torch.minimum(where, 2 * (size - 1) - where)
+    rows.scatter_add_(1, where, (window / window.sum()).expand(size, -1))
     return rows.to(device, dtype)
 
 
@@ -392,16 +410,21 @@ def _uniform(like: Tensor, seed: int) -> Tensor:
 
 def _check_budget(budget: float) -> None:
     if not 0 < budget <= 1:
-        raise ValueError(
-            f"the budget is a DSSIM: above 0, where nothing may change, and at most 1; not {budget}"
-        )
+        raise ValueError(f"the budget is a DSSIM, above 0 and at most 1, not {budget}")
 
 
-def _check_photos(images: Tensor) -> None:
+def _check_photos(images: Tensor, least: int = 1) -> None:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(f"photos must be (N, 1 or 3, H, W), not {tuple(images.shape)}")
-    if min(images.shape[2:]) < WINDOW:
-        raise ValueError(
-            f"photos of {images.shape[2]}x{images.shape[3]} pixels have no usable size: "
-            f"the window of the SSIM takes {WINDOW}"
-        )
+    if min(images.shape[2:]) < least:
+        size = "{}x{}".format(*images.shape[2:])
+        raise ValueError(f"photos of {size} pixels have no usable size: DSSIM takes {WINDOW}")
+    check_range(images, "photos: ")
+
+
+def _check_galleries(galleries: Tensor, people: Tensor) -> None:
+    if galleries.ndim != 3 or not galleries.numel() or people.shape != galleries.shape[1:2]:
+        shapes = f"{tuple(galleries.shape)} and {tuple(people.shape)}"
+        raise ValueError(f"galleries must be (U, G, dim) and people (G,), not {shapes}")
+    if not galleries.isfinite().all():
+        raise ValueError("galleries must be finite, but an embedding holds NaN or infinity")

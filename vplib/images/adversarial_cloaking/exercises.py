@@ -25,26 +25,23 @@ def check_protection(attempt) -> str | None:
 
 
 def solve_penalized(distance, dissimilarity, budget, weight):
-    """The distance to the target, plus a penalty for what exceeds the budget."""
-    return distance + weight * (dissimilarity - budget).clamp(min=0)
+    """The distance to the target, plus a penalty on the excess, as a share of the budget."""
+    return distance + weight * (dissimilarity / budget - 1).clamp(min=0)
 
 
 def check_penalized(attempt) -> str | None:
     """Checks one photo under its budget and one above, with a gradient."""
     dissimilarity = torch.tensor([0.004, 0.03], requires_grad=True)
-    value = attempt(torch.tensor([1.0, 2.0]), dissimilarity, 0.01, 100.0)
+    value = attempt(torch.tensor([1.0, 2.0]), dissimilarity, 0.01, 3.0)
     mistakes = {
-        "a photo under its budget is rewarded for staying the same: cut the penalty at zero": (
-            torch.tensor([0.4, 4.0])
-        ),
-        "the penalty is for what exceeds the budget, not for the whole dissimilarity": (
-            torch.tensor([1.4, 5.0])
-        ),
-        "give one number a photo: each has its own budget": torch.tensor(5.0),
+        "a photo under its budget is rewarded: cut the penalty at zero": torch.tensor([-0.8, 8.0]),
+        "the penalty is for the excess, not for the whole": torch.tensor([2.2, 11.0]),
+        "measure the excess as a share of the budget": torch.tensor([1.0, 2.06]),
+        "give one number a photo: each has its own budget": torch.tensor(9.0),
     }
-    why = "no penalty within the budget, 100 x 0.02 above it"
-    hint = "add weight x max(dissimilarity - budget, 0) to each photo's distance"
-    said = judge(value, torch.tensor([1.0, 4.0]), why, mistakes, hint)
+    why = "no penalty within the budget, 3 x 2 at three times the budget"
+    hint = "add weight x max(dissimilarity / budget - 1, 0) to each photo's distance"
+    said = judge(value, torch.tensor([1.0, 8.0]), why, mistakes, hint)
     if said and said.startswith("right") and not getattr(value, "requires_grad", False):
         return "the numbers are right, but the gradient is lost: use torch's operations"
     return said
@@ -96,9 +93,7 @@ def check_estimate(attempt) -> str | None:
     change = 0.5 * torch.randn(1, 4, 4, generator=rng).sign()
     found = attempt(private + change, public)
     mistakes = {
-        "the sign is wrong: what was posted minus what is usual": (
-            lambda found: (found + change).abs().max() < 0.12
-        ),
+        "the sign is wrong: posted minus usual": lambda f: (f + change).abs().max() < 0.12,
         "you kept the average face: subtract that of ordinary photos": (private + change).mean(0),
     }
     why = "the photos average out, what all of them share stays"
