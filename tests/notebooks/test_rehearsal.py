@@ -34,7 +34,9 @@ def _payloads(notebook, key):
 )
 def test_rehearsal(path, tmp_path):
     parameters = {"PROFILE": "rehearsal", "SEED": 3}
-    done = papermill.execute_notebook(path, tmp_path / path.name, parameters, progress_bar=False)
+    done = papermill.execute_notebook(
+        path, tmp_path / path.name, parameters, progress_bar=False, iopub_timeout=60
+    )
     assert _payloads(done, "versions")[-1]["device"] == "virtual GPU"
     hero = next(cell for cell in done.cells if "hero" in cell.metadata.get("tags", ()))
     assert any("image/png" in output.get("data", {}) for output in hero.outputs)

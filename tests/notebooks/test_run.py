@@ -13,7 +13,9 @@ NOTEBOOKS = [*all_notebooks(), ROOT / "docs" / "template.ipynb"]
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda p: p.stem)
 def executed(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / request.param.name
-    papermill.execute_notebook(request.param, out, {"SEED": 3}, progress_bar=False)
+    papermill.execute_notebook(
+        request.param, out, {"SEED": 3}, progress_bar=False, iopub_timeout=60
+    )
     return nbformat.read(out, as_version=4)
 
 

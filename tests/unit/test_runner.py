@@ -1022,6 +1022,9 @@ def test_a_run_passes_parameters_and_shows_cells_on_a_terminal_only(tmp_path, mo
     assert result.exit_code == 0, result.output
     assert seen["parameters"] == {"PROFILE": "paper", "SIZES": [4, 5]}
     assert seen["progress_bar"]["disable"] is None  # tqdm: not where stderr is no terminal
+    assert (
+        seen["iopub_timeout"] > 60
+    )  # nbclient: 4 s, too short where thirty kernels share a server
 
 
 # --- reports and figures of notebooks made by hand ------------------------------------------------

@@ -321,6 +321,7 @@ def execute(name: str, source: Path, place: Path, parameters: dict, quiet: bool 
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is printed below
     error, began = None, time.monotonic()
+    patience = {"start_timeout": 300, "iopub_timeout": 120}  # seconds; thirty kernels on one server
     paths = [re.sub(r"([{}])", r"\1\1", str(path)) for path in (source, place)]  # it formats them
     bar = {"desc": f"  {name}", "leave": False, "disable": quiet or None}  # on a terminal
     options = {"kernel_name": "python3", "language": "python", "progress_bar": bar}
@@ -328,7 +329,7 @@ def execute(name: str, source: Path, place: Path, parameters: dict, quiet: bool 
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)  # of a run that was killed
-        papermill.execute_notebook(*paths, parameters=parameters or None, **options)
+        papermill.execute_notebook(*paths, parameters=parameters or None, **options, **patience)
     except papermill.PapermillExecutionError:
         pass  # the notebook shows it
     except (Exception, KeyboardInterrupt) as caught:  # a kernel killed for its memory, Ctrl-C
