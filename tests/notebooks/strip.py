@@ -207,6 +207,13 @@ def write_tables(root: Path = ROOT) -> None:
         (root / path).write_text(written, encoding="utf-8")
 
 
+def hero(notebook) -> str:
+    """The figure for the gallery, a PNG in base64: the first output of the cell tagged hero."""
+    cell = next(c for c in notebook.cells if "hero" in c.metadata.get("tags", ()))
+    shown = (o.get("data", {}).get("image/png") for o in cell.outputs)
+    return "".join(next(png for png in shown if png).split())
+
+
 def main(paths: list[str]) -> None:
     """Runs each notebook, keeps hero and the claims' output, and rewrites what follows from them.
 
@@ -227,10 +234,9 @@ def main(paths: list[str]) -> None:
             resources = {"metadata": {"path": path.resolve().parent}}
             options = dict(timeout=None, resources=resources, record_timing=False)
             NotebookClient(notebook, **options).execute()
-            for hero in (figure["png"] for figure in report.figures(notebook) if figure["hero"]):
-                if "notebooks" in path.resolve().parts:  # the template has no place in the gallery
-                    png = ROOT / "notebooks" / "gallery" / f"{path.stem}.png"
-                    report.write_beside(png, report.smaller(hero, GALLERY))
+            if path.resolve().parent.parent.name == "notebooks" or path.stem == "00_start_here":
+                png = report.smaller(hero(notebook), GALLERY)  # the template has no place there
+                report.write_beside(ROOT / "notebooks" / "gallery" / f"{path.stem}.png", png)
             notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "vplib")}
         nbformat.write(notebook, path)
         command = [sys.executable, "-m", "nbstripout", "--keep-id", "--keep-count", str(path)]
