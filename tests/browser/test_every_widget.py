@@ -47,7 +47,7 @@ QUICK = {
     "images/adversarial_cloaking": (
         dict(NUM_STEPS=3),
         dict(users=4, others=4, identities=60, later_identities=60, epochs=1, copied=64)
-        | dict(groups=2, tuning_epochs=1, robust_epochs=1, universal_steps=4, perturb_steps=3),
+        | dict(groups=2, tuning_epochs=1, universal_steps=4, perturb_steps=3),
     ),
 }
 
