@@ -166,7 +166,10 @@ def test_pages_fit_a_phone(opened):
     for name in ("index", "00_start_here", SHADOW):
         page.goto(f"/{name}.html")
         whole(page)
-    page.locator("article .vp-links").get_by_role("link", name="Open in Colab").click(trial=True)
+    colab = page.locator("article .vp-links").get_by_role("link", name="Open in Colab")
+    colab.click(trial=True)
+    place = colab.bounding_box()
+    assert 0 <= place["x"] and place["x"] + place["width"] <= PHONE["width"]
 
 
 def test_links_between_notebooks_lead_to_pages(opened, site):
