@@ -251,6 +251,23 @@ def test_subset_takes_everything_along():
         data.subset([False] * 4)
 
 
+def test_what_an_experiment_needs_is_said_in_one_line():
+    data = numbered(num_classes=3, per_class=20)
+    least = dict(images=60, classes=3, per_class=20, pixels=2, why="pools")
+    assert data.require(**least) is data
+    for more in ({"images": 61}, {"classes": 4}, {"per_class": 21}, {"pixels": 3}):
+        with pytest.raises(ValueError, match=r"^numbered has 60 images of 2x2 pixels and") as error:
+            data.require(**least | more)
+        (name, value), said = next(iter(more.items())), str(error.value)
+        assert f"{value} {name.split('_')[-1][:5]}" in said or f"{value} images of each" in said
+        assert said.endswith(": pools")
+    gone = replace(data.subset(data.labels > 0))
+    with pytest.raises(
+        ValueError, match="the smallest of 0; .* at least 1 images of each class: pools"
+    ):
+        gone.require(per_class=1, why="pools")
+
+
 def test_to_moves_every_tensor():
     data = image_set(attributes={"age": torch.arange(4)}, masks=torch.zeros(4, 3, 3)).to("cpu")
     assert {t.device.type for t in (data.images, data.labels, data.masks)} == {"cpu"}

@@ -69,6 +69,40 @@ class ImageSet:
         """(C, H, W) of one image."""
         return tuple(self.images.shape[1:])
 
+    def require(
+        self, *, images: int = 1, classes: int = 1, per_class: int = 1, pixels: int = 1, why: str
+    ) -> "ImageSet":
+        """The set itself, if an experiment can do with it.
+
+        Args:
+            images: the fewest images in all.
+            classes: the fewest classes.
+            per_class: the fewest images of the smallest class.
+            pixels: the fewest pixels of the shorter side.
+            why: what needs that many, for the reader.
+
+        Raises:
+            ValueError: the set has less of one; the message says what it has, and all that is
+                needed.
+        """
+        smallest = torch.bincount(self.labels, minlength=len(self.classes)).min().item()
+        sides = "x".join(map(str, self.shape[1:]))
+        have = (
+            (len(self), images, "images"),
+            (len(self.classes), classes, "classes"),
+            (smallest, per_class, "images of each class"),
+            (min(self.shape[1:]), pixels, "pixels a side"),
+        )
+        if any(found < least for found, least, _ in have):
+            needed = ", ".join(
+                f"{least} {what}" for found, least, what in have if least > 1 or found < least
+            )
+            raise ValueError(
+                f"{self.name} has {len(self)} images of {sides} pixels and {len(self.classes)} "
+                f"classes, the smallest of {smallest}; this notebook needs at least {needed}: {why}"
+            )
+        return self
+
     def subset(self, rows) -> "ImageSet":
         """These rows, in this order.
 
