@@ -78,6 +78,8 @@ def read(key: str) -> dict[str, Tensor] | None:
     """
     path = _path(key)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("no regular file")
         with safetensors.safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

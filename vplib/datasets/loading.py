@@ -49,13 +49,11 @@ def check_name(name: str) -> None:
             folder of images a class.
 
     Raises:
-        ValueError: no dataset has this name (the nearest is offered), or no such folder exists.
+        ValueError: no dataset has this name (the nearest is offered), no such folder exists, or it
+            does not hold one folder of images a class.
     """
     if name.startswith("folder:"):
-        if not Path(name.removeprefix("folder:")).expanduser().is_dir():
-            raise ValueError(
-                f"{name!r}: no such folder; give folder:PATH, one folder a class in it"
-            )
+        _own(name)
     elif name not in NAMES and name.removeprefix("random:") not in SETS:
         hint = experiment.nearest(name, NAMES)
         raise ValueError(f"unknown dataset {name!r}; {hint} (own images: 'folder:PATH')")
@@ -116,15 +114,23 @@ def load(
         DatasetUnavailable: the set is not on this machine and cannot be fetched; the message
             says what to get from where, and which embedded set does instead.
     """
-    check_name(name)
+    own = name.startswith("folder:")
+    if not own:
+        check_name(name)
     if split not in ("train", "test", "all"):
         hint = experiment.nearest(split, ("train", "test", "all"))
         raise ValueError(f"unknown split {split!r}; {hint}")
     for label, value in (("num_images", num_images), ("image_size", image_size)):
         if value is not None and not is_whole(value, 1):
             raise ValueError(f"{label} must be a positive whole number or None, not {value!r}")
-    if name.startswith("folder:"):
-        files, labels, classes = list_folder(Path(name.removeprefix("folder:")).expanduser())
+    if own:
+        files, labels, classes = _own(name)
+        alone = [kind for kind, n in zip(classes, labels.bincount(), strict=True) if n == 1]
+        if alone and split != "all":
+            raise ValueError(
+                f"{name}: class {alone[0]!r} has one image, which cannot be in both parts; add "
+                "some or use split='all'"
+            )
         rows = _choose_rows(name, labels, split, num_images, seed)
         images = read_images([files[row] for row in rows], image_size)
         return ImageSet(images, labels[rows], classes, name).to(device)
@@ -146,6 +152,13 @@ def load(
         attributes=found.attributes and {k: v[rows] for k, v in found.attributes.items()},
         landmarks=None if landmarks is None else landmarks[rows],
     ).to(device)
+
+
+def _own(name: str) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
+    path = Path(name.removeprefix("folder:")).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{name!r}: no such folder; give folder:PATH, one folder a class in it")
+    return list_folder(path)
 
 
 def _choose_rows(name, labels, split, num_images, seed, own_split=False) -> torch.Tensor:
