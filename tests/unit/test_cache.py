@@ -731,6 +731,17 @@ def test_each_kind_of_trouble_is_told_once(undisturbed):
     assert {"cannot be read" in text for text in told(record)} == {True, False}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_where_the_file_should_be_is_not_waited_for():
+    first = train()
+    (path,) = whole_files()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.warns(UserWarning, match="cannot be read .no regular file.: training anew"):
+        assert same(train(), first)
+    assert path.is_file() and same(train(), first)  # it was replaced
+
+
 def test_a_folder_where_the_file_should_be(monkeypatch):
     first = train()
     (path,) = whole_files()

@@ -1,4 +1,4 @@
-"""Pictures as people have them: folders of every kind, cameras' tags, wide ranges, hostile files."""
+"""Pictures as people have them: odd folders, cameras' tags, wide ranges, hostile files."""
 
 import io
 import os
@@ -219,9 +219,11 @@ def test_photos_are_turned_for_2_to_8_only(tree, form, kind, value, turn, beside
     assert square.shape == (1, 3, 20, 20)
 
 
-@pytest.mark.parametrize("value", [1, 3, 6, 8, 9])
 @pytest.mark.parametrize("pages", [1, 2])
-@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize(
+    ("value", "compression"),
+    [*((value, "tiff_lzw") for value in (1, 3, 6, 8)), *((value, None) for value in (1, 6, 8, 9))],
+)
 @pytest.mark.filterwarnings("error")
 def test_a_tiff_is_turned_once(tree, value, pages, compression):
     tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -303,9 +305,8 @@ NAN = np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32)
         (tiff((RAMP * 255).astype(np.int32), 32, sample_format=2), "32-bit or signed integers"),
         (tiff((RAMP * 255).astype(np.uint32), 32), "32-bit or signed integers"),
         (tiff((RAMP * 255).astype(np.int16), 16, sample_format=2), "save it with 8 or 16 bits"),
-        (encoded(Image.new("LAB", (40, 40)), "TIFF"), "cannot be read as an image"),
     ],
-    ids="nan 0-to-255 negative infinite int32 uint32 int16 lab".split(),
+    ids="nan 0-to-255 negative infinite int32 uint32 int16".split(),
 )
 def test_ranges_that_are_unknown_are_said(tree, content, message):
     with pytest.raises(ValueError, match=f"^odd.tif cannot be read as an image .*{message}"):

@@ -135,6 +135,25 @@ def test_refuses_parameters(ran_nothing, tmp_path, arguments, said):
     assert f"tiny: {said}" in line or (said in line and "tiny: " in line)
 
 
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ([], "photos: no images found; put one folder a class into it"),
+        (["1.png"], "photos: no images found; put one folder a class into it"),
+        (["cats/1.heic"], "cats: there is no image in this class; add some or remove it"),
+        (["train/cat/1.png", "test/cat/1.png"], "test: 'cat' is a folder within a class"),
+    ],
+)
+def test_refuses_a_folder_without_classes(ran_nothing, tmp_path, files, said):
+    (photos := tmp_path / "photos").mkdir()
+    for name in files:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).touch()
+    path = save(tmp_path / "tiny.ipynb")
+    line = refused("run", path, "--out", ran_nothing, "-p", "DATASET", f"folder:{photos}")
+    assert said in line
+
+
 def test_every_notebook_must_know_a_parameter(ran_nothing, tmp_path):
     knows, other = save(tmp_path / "knows.ipynb"), tmp_path / "other.ipynb"
     nbformat.write(new_notebook(cells=[code("WIDTH = 1", "parameters")]), other)
@@ -620,7 +639,8 @@ def test_reads_parameters_from_the_tagged_cell_only(tmp_path):
 
 
 def test_makes_a_relative_folder_of_images_absolute(tmp_path, monkeypatch):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    Image.new("L", (4, 4)).save(tmp_path / "pictures" / "cats" / "1.png")
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path / "tiny.ipynb")
     jobs, _ = run.check({"tiny": path}, {"DATASET": "folder:pictures"}, tmp_path / "out")
@@ -1182,3 +1202,10 @@ def test_writing_beside_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         report.write_beside(target, b"new")
     assert target.read_text() == "old"
+
+
+def test_what_a_notebook_calls_a_png_is_handed_to_no_other_program(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("something was run"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n" + b"%\n" * 30_000
+    with pytest.raises(OSError, match="cannot identify image file"):
+        report.smaller(base64.b64encode(eps).decode(), report.THUMB)

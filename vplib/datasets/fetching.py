@@ -1,6 +1,7 @@
 """Where downloads lie, and how a missing one is fetched: checked, whole or not at all, once."""
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -54,10 +55,11 @@ def fetched(
     if place.is_file() or place.is_dir():
         return place
     what = f"dataset {name!r} is not at {place}"
-    for file in root.glob("*"):
-        if file == place or file.suffix in PACKED and file.name in files:
-            todo = "Remove it" if file == place else f"Unpack it to {place}"
-            raise DatasetUnavailable(f"{what}, {file} is. {todo}, and run again.")
+    if os.path.lexists(place):
+        raise DatasetUnavailable(f"{what}, a pipe or a dead link is. Remove it, and run again.")
+    for packed in root.glob("*"):
+        if packed.suffix in PACKED and packed.name in files:
+            raise DatasetUnavailable(f"{what}, but {packed} is: unpack it there, and run again.")
     todo = f"Copy {files.format(place if place.suffix == '' else root)}, or use '{instead}'"
     if reason := _unreachable(url):
         raise DatasetUnavailable(

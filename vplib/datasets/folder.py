@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def list_folder(path: Path) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
         warnings.warn(
             f"{path}: {len(others)} files are no {_kinds()} of a class and are skipped: {first}"
             + ", ..." * (len(others) > 3),
-            stacklevel=3,
+            stacklevel=4,  # who called load
         )
     return files, torch.tensor(labels), tuple(names)
 
@@ -144,7 +145,8 @@ def read_photo(data: bytes, image_size: int, name: str) -> torch.Tensor:
     return _pixels(image, image_size)
 
 
-def open_image(file: Path | io.BytesIO) -> Image.Image:
+@contextlib.contextmanager
+def open_image(file: Path | io.BytesIO) -> Iterator[Image.Image]:
     """An image as Pillow opens it, its pixels not read yet.
 
     Args:
@@ -157,14 +159,15 @@ def open_image(file: Path | io.BytesIO) -> Image.Image:
     if isinstance(file, Path) and not file.is_file():
         raise ValueError("it is no regular file")
     Image.init()
-    try:
-        image = Image.open(file, formats=_formats())
-    except UnidentifiedImageError:
-        raise ValueError(f"it is none of {_kinds()}") from None
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
-    return image
+    # Not by its name: then Pillow maps the file, a turned TIFF with its sides exchanged.
+    with file.open("rb") if isinstance(file, Path) else file as stream:
+        try:
+            image = Image.open(stream, formats=_formats())
+        except UnidentifiedImageError:
+            raise ValueError(f"it is none of {_kinds()}") from None
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+        yield image
 
 
 def _formats() -> list[str]:
