@@ -22,7 +22,8 @@ ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
 TURN = Image.Transpose
 TURNS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE}
 TURNS |= {6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
-MAX_FILE_BYTES, MAX_PIXELS = 30 * 10**6, 50 * 10**6  # the pixels of a photo take 500 MB to read
+# Of one photo: a pixel takes up to 18 bytes while it is read (WebP), all of them 500 MB.
+MAX_FILE_BYTES, MAX_PIXELS = 30 * 10**6, 27 * 10**6
 
 
 def list_folder(path: Path) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
@@ -46,7 +47,7 @@ def list_folder(path: Path) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
     files, labels, names, others = [], [], [], []
     for folder in _shown(path):
         if not folder.is_dir():
-            others.append(folder.path)
+            others.append(Path(folder.path))
             continue
         found = _shown(folder.path)
         if within := [entry.name for entry in found if entry.is_dir()]:
@@ -54,24 +55,22 @@ def list_folder(path: Path) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
                 f"{folder.path}: {within[0]!r} is a folder within a class; put its images straight "
                 f"into a class's folder, or, if it is a class, ask for folder:{folder.path}"
             )
-        # A pipe is no file: it would be waited for.
-        images = [f for f in found if f.is_file() and Path(f.name).suffix.lower() in endings]
-        if not images:
+        for entry in found:  # a pipe is no file: it would be waited for
+            is_image = entry.is_file() and Path(entry.name).suffix.lower() in endings
+            (files if is_image else others).append(Path(entry.path))
+        labels += [len(names)] * (len(files) - len(labels))
+        if len(names) not in labels[-1:]:
             raise ValueError(
                 f"{folder.path}: there is no image in this class; add some or remove it "
                 f"({_kinds()} are read)"
             )
-        others += [entry.path for entry in found if entry not in images]
-        files += [Path(file.path) for file in images]
-        labels += [len(names)] * len(images)
         names.append(folder.name.encode(errors="backslashreplace").decode())  # if it is no UTF-8
     if not names:
         raise ValueError(
-            f"{path}: no images found; put one folder a class into it, with images in each "
-            f"({_kinds()})"
+            f"{path}: no images found; put one folder a class into it, with images in each"
         )
     if others:
-        first = ", ".join(os.path.relpath(file, path) for file in others[:3])
+        first = ", ".join(str(file.relative_to(path)) for file in others[:3])
         warnings.warn(
             f"{path}: {len(others)} files are no {_kinds()} of a class and are skipped: {first}"
             + ", ..." * (len(others) > 3),
@@ -253,12 +252,8 @@ def _pixels(image: Image.Image, image_size: int | None) -> torch.Tensor:
     """(1, C, H, W) float32 in [0, 1]; with a size, of the middle square."""
     from torchvision.transforms.v2 import functional as v2
 
-    side, (width, height) = min(image.size), image.size
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side) if image_size else (0, 0, width, height)
-
     def scaled(band):  # one after the other, since a large photo takes much room as numbers
-        pixels = v2.pil_to_tensor(image.getchannel(band).crop(box)).float().div_(255)
+        pixels = v2.pil_to_tensor(image.getchannel(band)).float().div_(255)
         return resize(pixels[None], image_size)[0] if image_size else pixels
 
     return torch.cat([scaled(band) for band in image.getbands()])[None]

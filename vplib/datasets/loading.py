@@ -110,7 +110,8 @@ def load(
 
     Raises:
         ValueError: unknown name or split, a size that cannot be, or more than 2 GB: said
-            before an image is decoded, of which only those asked for are.
+            before an image is decoded (of own images, a second one), of which only those asked
+            for are. Of own images also what is no folder of classes, or cannot be read.
         DatasetUnavailable: the set is not on this machine and cannot be fetched; the message
             says what to get from where, and which embedded set does instead.
     """
