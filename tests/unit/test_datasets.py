@@ -959,7 +959,7 @@ def test_one_image_cannot_be_split(photos):
     (photos.folder / "dogs").rmdir()
     photos(colour(0, 0, 0))
     assert len(photos.load()) == 1
-    with pytest.raises(ValueError, match="one image cannot be split; use split='all'"):
+    with pytest.raises(ValueError, match="has one image, which cannot be in both parts; add some"):
         photos.load(split="train")
 
 

@@ -358,8 +358,8 @@ def test_celebas_landmarks_follow_the_image_size(root, monkeypatch, size):
 @pytest.mark.parametrize("name", ["omniglot", "lfw", "celeba"])
 def test_only_the_chosen_images_are_decoded(name, root, monkeypatch):
     WRITERS[name](root, monkeypatch)
-    opened, real = [], Image.open
-    monkeypatch.setattr(stored.Image, "open", lambda file: opened.append(file) or real(file))
+    opened, real = [], stored.open_image
+    monkeypatch.setattr(stored, "open_image", lambda file: opened.append(file) or real(file))
     datasets.load(name, "all", num_images=2)
     assert len(opened) == 2
     opened.clear()

@@ -55,7 +55,8 @@ def fetched(
     if place.is_file() or place.is_dir():
         return place
     what = f"dataset {name!r} is not at {place}"
-    if os.path.lexists(place):
+    # Another process may have finished by now.
+    if os.path.lexists(place) and not (place.is_file() or place.is_dir()):
         raise DatasetUnavailable(f"{what}, a pipe or a dead link is. Remove it, and run again.")
     for packed in root.glob("*"):
         if packed.suffix in PACKED and packed.name in files:

@@ -165,8 +165,6 @@ def _own(name: str) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
 def _choose_rows(name, labels, split, num_images, seed, own_split=False) -> torch.Tensor:
     rows = torch.arange(len(labels))
     if split != "all" and not own_split:  # with a split of its own, these are the part's already
-        if len(labels) < 2:
-            raise ValueError(f"{name}: one image cannot be split; use split='all'")
         num_test = max(1, round(0.2 * len(labels)))
         order = balanced_order(labels, seed=0)  # the split is part of the dataset: always the same
         rows = (order[num_test:] if split == "train" else order[:num_test]).sort().values
