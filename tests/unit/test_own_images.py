@@ -369,3 +369,21 @@ def test_what_pillow_raises_is_one_line_with_the_name(monkeypatch, tree):
             patch.setattr(Image, "open", fail)
             with pytest.raises(ValueError, match="^a.png (cannot be read|is too large)"):
                 folder.read_photo(dot(), 4, "a.png")
+
+
+@pytest.mark.parametrize("form", "PNG JPEG TIFF WEBP GIF BMP PPM JPEG2000".split())
+@pytest.mark.filterwarnings("error")
+def test_a_damaged_photo_is_read_or_named_in_one_line(form):
+    rng = np.random.default_rng(0)
+    whole = encoded(Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)), form)
+    for number in range(40):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(0, len(whole) if number % 2 else 200, 3)
+        damaged[places % len(whole)] = rng.integers(0, 256, 3)
+        cut = len(whole) if number % 5 else rng.integers(len(whole))
+        try:
+            photo = folder.read_photo(damaged[:cut].tobytes(), 8, "mine.jpg")
+        except ValueError as error:
+            assert re.fullmatch("mine.jpg (cannot be read|is too large|has) .*", str(error))
+        else:
+            assert photo.shape == (1, 3, 8, 8) and photo.min() >= 0 and photo.max() <= 1
