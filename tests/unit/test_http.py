@@ -293,29 +293,32 @@ def test_patience_is_with_the_client_and_not_with_the_model(monkeypatch):
         assert torch.equal(http.Client(running.url)(some(2)), model(some(2)))
 
 
-IDLE = """
-import socket, sys
-lines = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(300)]
-print("all open", flush=True)
-sys.stdin.read()
+NARROW = """
+import resource, time
+from vplib.victims import http
+from vplib.victims.endpoint import Endpoint
+http.PATIENCE = 1.0
+with http.serve(Endpoint(lambda images: images.flatten(1)[:, :3])) as service:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    print(service.url, flush=True)
+    time.sleep(60)
 """
 
 
 @needs_http
-def test_idle_connections_do_not_block_an_honest_client(monkeypatch):
-    resource = pytest.importorskip("resource")
-    monkeypatch.setattr(http, "PATIENCE", 1.0)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with http.serve(Endpoint(model)) as running:
-        command = [sys.executable, "-c", IDLE, running.url.rpartition(":")[2]]
-        with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-3) as stranger:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-            try:
-                assert stranger.stdout.readline() == b"all open\n"
-                assert torch.equal(http.Client(running.url)(some(2)), model(some(2)))
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, before)
-                stranger.stdin.close()
+def test_idle_connections_do_not_block_an_honest_client():
+    pytest.importorskip("resource")
+    command = [sys.executable, "-c", NARROW]
+    with subprocess.Popen(command, stdout=-1, stderr=-3, text=True) as server:
+        url = server.stdout.readline().strip()
+        host, port = url.removeprefix("http://").split(":")
+        lines = [socket.create_connection((host, int(port))) for _ in range(120)]
+        try:
+            assert torch.equal(http.Client(url)(some(2)), some(2).flatten(1)[:, :3])
+        finally:
+            server.kill()
+            for line in lines:
+                line.close()
 
 
 @needs_http
