@@ -296,8 +296,7 @@ def test_self_checks_pass_and_say_why_not(monkeypatch):
         session.why_not.cache_clear()
         with monkeypatch.context() as patch:
             patch.setattr(form.Secret, "decrypt", lambda self, bodies, n: np.full((99, n), 7.0))
-            why = "known-answer image" if form is lanes.Lanes else "but no picture has any beyond"
-            assert why in session.why_not(form)
+            assert "came back" in session.why_not(form)  # of the known answer, or beyond the bound
         session.why_not.cache_clear()
 
 
