@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vplib import claims
+from vplib import claims, threads
 from vplib.claims import Claims as Claims  # for notebooks, as `record`
 from vplib.recorded import display, emit
 from vplib.recorded import record as record
@@ -31,6 +31,8 @@ def nearest(name: str, known) -> str:
 def seed_everything(seed: int) -> None:
     """Seeds Python, numpy and torch, so that two runs of a notebook on one machine are equal.
 
+    From then on the process computes on one core: with more, results would depend on how many.
+
     Args:
         seed: any integer from 0 up to 2^32 - 1.
 
@@ -44,6 +46,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    threads.stay_on_one()
 
 
 def device(name: str = "auto") -> "torch.device":

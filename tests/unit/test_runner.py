@@ -1139,7 +1139,8 @@ def test_a_user_without_home_or_name_keeps_models_and_runs_notebooks(tmp_path):
     nbformat.write(notebook, tmp_path / "work" / "a.ipynb")
     source = """from vplib import cache
 import torch
-kept = [cache.kept(("x",), lambda: {"a": torch.ones(2)}) for _ in range(2)]
+made = {"a": torch.ones(2)}
+kept = [cache.kept(("x",), lambda: made, made) for _ in range(2)]
 print(kept[1]["a"].sum().item(), cache.counts)
 from vplib.runner.cli import main
 try:
