@@ -9,6 +9,7 @@ import contextlib
 import dis
 import functools
 import hashlib
+import importlib.util
 import os
 import sys
 import types
@@ -35,8 +36,7 @@ def fingerprint(*parts) -> str:
     A model counts with its structure, its weights, which of them are frozen, and the attributes
     and hooks of its modules; a function with its code, its defaults, the variables of enclosing
     functions and the globals it reads; an object with its class and what pickle would take of it.
-    What is torch's, Python's or another installed package's counts by name. Not seen: what a
-    function imports itself.
+    What is torch's, Python's or another installed package's counts by name.
 
     Args:
         *parts: what to hash, in order.
@@ -235,8 +235,11 @@ def _code(function: types.FunctionType) -> Iterator:
         yield f"{home}.{code.co_qualname}"
         return
     yield code
-    loaded, names = _names(code)
+    loaded, imported, names = _names(code)
     found, opened = [(name, space[name]) for name in loaded if name in space], []
+    for name in imported:
+        with contextlib.suppress(ImportError, ValueError):  # where the function gets none, too
+            found.append((name, not _installed(name) and importlib.import_module(name)))
     for name, value in found:
         yield name
         yield value
@@ -247,16 +250,17 @@ def _code(function: types.FunctionType) -> Iterator:
 
 
 @functools.cache
-def _names(code: types.CodeType) -> tuple[list[str], list[str]]:
-    """The globals that a code reads, that of inner functions included, and all names in it."""
+def _names(code: types.CodeType) -> list[list[str]]:
+    """The globals that a code reads, the modules that it imports, and all names in it.
+
+    Those of inner functions are included.
+    """
+    own = [set(), set(), set(code.co_names)]
+    for i in dis.get_instructions(code):
+        if i.opname in ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"):
+            own[i.opname == "IMPORT_NAME"].add(i.argval)
     inner = [_names(const) for const in code.co_consts if isinstance(const, types.CodeType)]
-    loads = [
-        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    ]
-    return (
-        sorted({*loads, *(n for loaded, _ in inner for n in loaded)}),
-        sorted({*code.co_names, *(n for _, names in inner for n in names)}),
-    )
+    return [sorted(one.union(*others)) for one, *others in zip(own, *inner, strict=True)]
 
 
 @functools.cache
@@ -265,7 +269,8 @@ def _installed(module: str) -> bool:
     top = module.split(".")[0]
     if top in ("vplib", "__main__"):  # a kernel's __main__ says it is of ipykernel
         return module == __name__
-    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    found = sys.modules.get(top) or importlib.util.find_spec(top)
+    file = getattr(found, "__file__", None) or getattr(found, "origin", None) or ""
     return top in {*sys.stdlib_module_names, "torch"} or bool(
         {"site-packages", "dist-packages"} & set(Path(file).parts)
     )

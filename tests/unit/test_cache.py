@@ -601,6 +601,14 @@ CELLS = {  # in each, VALUE decides what `found` computes
     "a helper": """
         def inner(x): return x * VALUE
         def found(o, t): return inner(o).sum()""",
+    "a helper that the function imports": """
+        import sys
+        mine = sys.modules["mine_alone"] = types.ModuleType("mine_alone")
+        exec("def inner(x): return x * VALUE", vars(mine))
+        def found(o, t):
+            from mine_alone import inner
+            import no_such_module_anywhere
+            return inner(o).sum()""",
     "a method of an object that is called": """
         class Scale:
             def __init__(self, v): self.v = v
