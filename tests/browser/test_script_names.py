@@ -73,7 +73,8 @@ def notebook():
         new_code_cell(ERRORS),
         new_code_cell(MAP),
     ]
-    return new_notebook(cells=cells, metadata={"vplib": {"title": EVIL}})
+    kernel = {"name": "python3", "language": "python", "display_name": NAME}  # or it is asked for
+    return new_notebook(cells=cells, metadata={"vplib": {"title": EVIL}, "kernelspec": kernel})
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_widgets_and_the_map_in_jupyterlab(page, lab, notebook, photos):
             choose(page, "error", kind)
             expect(page.locator(".widget-html-content pre").first).to_contain_text("<script>")
         type_text(page, "Search", "<script>window.ran")
-        expect(page.get_by_role("status")).to_contain_text("4 papers")
+        expect(page.get_by_role("status").first).to_contain_text("4 papers")
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="choose a photo").click()
         file = dict(name=f"{NAME}.png", mimeType="image/png", buffer=b"no picture")
