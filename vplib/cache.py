@@ -15,6 +15,7 @@ import sys
 import types
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def _forms(state: dict[str, Tensor]) -> dict:
 
 _OF_ANY_MODULE = set(vars(nn.Module()))
 _WRAPPERS = types.MethodType, staticmethod, classmethod, property, functools.cached_property
-_PLAIN = {type(None), type(...), bool, int, float, complex, str, bytes}
+_PLAIN = {type(None), type(...), bool, int, float, complex, str, bytes, torch.layout}
 
 
 def _digest(part, seen: dict, depth: int) -> bytes:
@@ -217,6 +218,8 @@ def _contents(part) -> tuple[str, Iterable]:
     if isinstance(part, types.CellType):
         with contextlib.suppress(ValueError):  # not filled yet
             return kind, (part.cell_contents,)
+    if isinstance(part, weakref.ref):  # an LSTM has them to its weights
+        return kind, (part(),)
     try:
         made = part.__reduce_ex__(4)
     except Exception:

@@ -18,7 +18,6 @@ import threading
 import time
 import types
 import warnings
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +193,6 @@ UNKNOWN = {
     "an open file": lambda: open(os.devnull),
     "a function that holds one": lambda: (lambda held: lambda x: held)(threading.Lock()),
     "an object that holds one": lambda: types.SimpleNamespace(lock=threading.Lock()),
-    "a weak reference": lambda: weakref.ref(build),
     "an object that cannot be looked into": lambda: Closed(),
     "a tensor without values": lambda: torch.zeros(3, device="meta"),
     "a sparse tensor": lambda: torch.eye(3).to_sparse(),
@@ -396,6 +394,16 @@ def test_the_code_of_a_module_changes_the_key(key, before, after):
     assert NET.count(before) == 1
     first, second = (typed(NET.replace(before, text)) for text in (before, after))
     assert key(build=first, form="loop") != key(build=second, form="loop")
+
+
+def test_what_torch_makes_models_of_can_be_kept():
+    def made():
+        torch.manual_seed(0)
+        normed = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        return nn.LSTM(3, 3), nn.TransformerEncoderLayer(8, 2), normed, torch.strided, torch.device
+
+    with torch.random.fork_rng():
+        assert cache.fingerprint(made()) == cache.fingerprint(made())
 
 
 def test_equal_code_typed_elsewhere_does_not_change_the_key(key):
@@ -626,6 +634,12 @@ CELLS = {  # in each, VALUE decides what `found` computes
             @functools.cached_property
             def v(self): return VALUE
         found = Loss()""",
+    "what a weak reference refers to": """
+        import weakref
+        class Held: pass
+        held = Held()
+        held.v = VALUE
+        def found(x, held=held, reference=weakref.ref(held)): return x * reference().v""",
     "a generator's state": "found = torch.Generator().manual_seed(int(10 * VALUE))",
     "a numpy generator's state": "found = np.random.default_rng(int(10 * VALUE))",
     "a model's number": MODEL.format("VALUE"),
