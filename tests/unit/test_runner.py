@@ -32,7 +32,12 @@ DATASET = "digits"
 RATE: float = 0.5
 SIZES = (1, 2)
 FAST = False
-LIMIT = None"""
+LIMIT = None
+DEVICE = "auto"
+IMAGE_SIZE = None
+NUM_STEPS = 5
+BATCH_SIZES = (4, 8)
+TRANSFER = None"""
 PROFILES = "cfg = experiment.profile(\n    PROFILE, lab=dict(n=1), paper=dict(n=2)\n)"
 CLAIM = """claims = experiment.Claims("Core 2017", data=DATASET, asserted_on=("digits",))
 claims.check("more leaks", paper="0.52", ours=SEED + 0.25, holds=RATE < 1,
@@ -127,12 +132,46 @@ def refused(*arguments):
         (["-p", "DATASET", "folder:~nosuch/x"], "Could not determine home directory"),
         (["-p", "DATASET", f"folder:{'x' * 300}"], "File name too long"),
         (["-p", "RATE", "1e400"], "RATE must be below 1.8e308, not 1e400"),
+        (["-p", "RATE", "nan"], "RATE must be a finite number, not nan"),
+        (["-p", "RATE", "-inf"], "RATE must be a finite number, not -inf"),
+        (["-p", "LIMIT", "NaN"], "LIMIT must be a finite number, not NaN"),
+        (["-p", "SEED", "-1"], "seed must be an integer from 0 to 4294967295, not -1"),
+        (["-p", "SEED", "4294967296"], "seed must be an integer from 0 to 4294967295, not 42949"),
+        (["-p", "DEVICE", "nosuch"], "DEVICE 'nosuch' does not work here (Expected one of cpu"),
+        (["-p", "DEVICE", ""], "DEVICE '' does not work here"),
+        (["-p", "IMAGE_SIZE", "0"], "IMAGE_SIZE must be a whole number from 1 on, not 0"),
+        (["-p", "IMAGE_SIZE", "-32"], "IMAGE_SIZE must be a whole number from 1 on, not -32"),
+        (["-p", "IMAGE_SIZE", "32.5"], "IMAGE_SIZE must be a whole number from 1 on, not 32.5"),
+        (["-p", "IMAGE_SIZE", "True"], "IMAGE_SIZE must be a whole number from 1 on, not True"),
+        (["-p", "IMAGE_SIZE", "[64, 64]"], "IMAGE_SIZE must be a whole number from 1 on, not [64"),
+        (["-p", "IMAGE_SIZE", "big"], "IMAGE_SIZE must be a whole number from 1 on, not 'big'"),
+        (["-p", "NUM_STEPS", "0"], "NUM_STEPS must be a whole number from 1 on, not 0"),
+        (["-p", "BATCH_SIZES", "4,0"], "BATCH_SIZES must be a whole number from 1 on, not [4, 0]"),
+        (["-p", "TRANSFER", "digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
+        (["-p", "PROFILE", "nested"], "unknown profile 'nested'; known: lab, paper, rehearsal"),
     ],
 )
 def test_refuses_parameters(ran_nothing, tmp_path, arguments, said):
-    path = save(tmp_path / "tiny.ipynb")
+    path = save(tmp_path / "tiny.ipynb", code("nested = dict(nested=dict(a=1))"))
     line = refused("run", path, "--out", ran_nothing, *arguments)
     assert f"tiny: {said}" in line or (said in line and "tiny: " in line)
+    if arguments[0] == "-p":
+        _, name, value = arguments
+        other = "FAST=False" if name != "FAST" else "SEED=1"
+        swept = ["sweep", path, "--out", ran_nothing, "--grid"]
+        assert refused(*swept, other, *arguments) == line
+        if value and "," not in value:
+            assert refused(*swept, f"{name}={value}") == line
+
+
+def test_takes_parameters_in_range(tmp_path):
+    notebook = report.read(save(tmp_path / "tiny.ipynb"))
+    given = {"SEED": "4294967295", "DEVICE": "cuda", "IMAGE_SIZE": "1"}
+    given |= {"TRANSFER": "mnist5k", "DATASET": "random:mnist", "LIMIT": "-1"}
+    given["NUM_STEPS"] = "7"
+    found = run.check_notebook("tiny", notebook, given)
+    assert {name: str(value) for name, value in found.items()} == given
+    assert run.check_notebook("tiny", notebook, {"BATCH_SIZES": "8,"}) == {"BATCH_SIZES": [8]}
 
 
 @pytest.mark.parametrize(
@@ -632,6 +671,11 @@ def test_reads_parameters_from_the_tagged_cell_only(tmp_path):
         "SIZES": [1, 2],
         "FAST": False,
         "LIMIT": None,
+        "DEVICE": "auto",
+        "IMAGE_SIZE": None,
+        "NUM_STEPS": 5,
+        "BATCH_SIZES": [4, 8],
+        "TRANSFER": None,
     }
     assert run.check_notebook("tiny", notebook, {"PROFILE": "rehearsal"}) == {
         "PROFILE": "rehearsal"
@@ -1159,7 +1203,8 @@ def test_a_user_without_home_or_name_keeps_models_and_runs_notebooks(tmp_path):
     nbformat.write(notebook, tmp_path / "work" / "a.ipynb")
     source = """from vplib import cache
 import torch
-kept = [cache.kept(("x",), lambda: {"a": torch.ones(2)}) for _ in range(2)]
+made = {"a": torch.ones(2)}
+kept = [cache.kept(("x",), lambda: made, made) for _ in range(2)]
 print(kept[1]["a"].sum().item(), cache.counts)
 from vplib.runner.cli import main
 try:
