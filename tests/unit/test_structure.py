@@ -35,7 +35,7 @@ OLDER = {
     "attacks/inversion_class": 300,
     "attacks/inversion_gradient": 490,
     "attacks/membership_label_only": 288,
-    "defenses/dp_gan": 479,
+    "defenses/dp_gan": 494,
     "defenses/dp_sgd": 403,
     "defenses/encrypted_inference": 1189,
     "images/adversarial_cloaking": 289,
