@@ -37,7 +37,7 @@ OLDER = {
     "attacks/membership_label_only": 288,
     "defenses/dp_gan": 494,
     "defenses/dp_sgd": 403,
-    "defenses/encrypted_inference": 1189,
+    "defenses/encrypted_inference": 1204,
     "images/adversarial_cloaking": 289,
 }
 
