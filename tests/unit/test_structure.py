@@ -35,9 +35,9 @@ OLDER = {
     "attacks/inversion_class": 315,
     "attacks/inversion_gradient": 505,
     "attacks/membership_label_only": 288,
-    "defenses/dp_gan": 479,
-    "defenses/dp_sgd": 389,
-    "defenses/encrypted_inference": 1226,
+    "defenses/dp_gan": 494,
+    "defenses/dp_sgd": 403,
+    "defenses/encrypted_inference": 1241,
     "images/adversarial_cloaking": 298,
 }
 
