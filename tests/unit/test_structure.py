@@ -35,6 +35,7 @@ OLDER = {
     "attacks/inversion_class": 315,
     "attacks/inversion_gradient": 505,
     "attacks/membership_label_only": 301,
+    "attacks/membership_shadow": 264,
     "defenses/dp_gan": 494,
     "defenses/dp_sgd": 403,
     "defenses/encrypted_inference": 1241,
