@@ -1,4 +1,4 @@
-"""The `vplib` command: list, run, sweep, report, cache."""
+"""The `vplib` command: list, run, sweep, report, lab, cache."""
 
 import contextlib
 import functools
@@ -130,6 +130,19 @@ def report(folder, output):
     """Writes one HTML page on the executed notebooks in DIR."""
     with _refusing():
         click.echo(reporting.write(folder, output))
+
+
+@cli.command()
+@click.argument("notebook")
+@click.option("--out", type=Path, default=Path("lab"), help="Where it goes [default: lab].")
+def lab(notebook, out):
+    """Makes a lab of NOTEBOOK's part one: student's sheet, solutions and slides, for nbgrader."""
+    from vplib.runner import lab as labs
+
+    with _refusing():
+        ((name, path),) = running.find((notebook,)).items()
+        sheets = labs.check(name, path, out.absolute())
+    click.get_current_context().exit(labs.write(name, path, out.absolute(), *sheets))
 
 
 @cli.command()
