@@ -14,6 +14,7 @@ from torch import Tensor
 from vplib.datasets.imageset import check_range
 
 PredictLabel = Callable[[Tensor], Tensor]
+Estimate = Callable[[PredictLabel, Tensor, Tensor, Tensor, Tensor], Tensor]
 MAX_TRIES = 100  # start images that a record may try
 CHUNK = 2**19  # pixels asked about at a time: what a processor's cache holds
 AT_ONCE = 2**22  # pixels of the records that walk together: bounds the memory
@@ -138,6 +139,7 @@ def hop_skip_jump(
     tolerance: float = 0.01,
     probe: float = 0.5,
     seed: int = 0,
+    estimate: Estimate = estimate_direction,
 ) -> Boundary:
     """The boundary point nearest to each record by HopSkipJump, for all records at once (L2).
 
@@ -155,6 +157,7 @@ def hop_skip_jump(
             The authors' code has 1, and a tolerance of d to the power of -1.5: so near to the
             boundary a coarser one leaves all answers equal.
         seed: of the directions.
+        estimate: the direction to step in: a function as `estimate_direction` is.
 
     Returns:
         Points, distances and queries; that images and starts are labelled so is not asked again.
@@ -168,13 +171,24 @@ def hop_skip_jump(
         raise ValueError(f"the tolerance must lie between 0 and 1, not {tolerance}")
     some = max(1, AT_ONCE // images[0].numel())
     parts = zip(*(v.split(some) for v in (images, labels, starts.to(images))), strict=True)
-    settings = num_steps, num_directions, tolerance, probe, seed
+    settings = num_steps, num_directions, tolerance, probe, seed, estimate
     walks = zip(*(_walk(predict_label, *part, *settings) for part in parts), strict=True)
     points, distances, queries = map(torch.cat, walks, (0, 1, 1))
     return Boundary(points, distances[-1], queries[-1], distances, queries)
 
 
-def _walk(predict_label, images, labels, starts, num_steps, num_directions, tolerance, probe, seed):
+def _walk(
+    predict_label,
+    images,
+    labels,
+    starts,
+    num_steps,
+    num_directions,
+    tolerance,
+    probe,
+    seed,
+    estimate,
+):
     """The walk of some records: their points, and distances and queries after each step."""
     generator = torch.Generator().manual_seed(seed)
     points, spent = _bisect(predict_label, images, labels, starts, tolerance)
@@ -185,7 +199,7 @@ def _walk(predict_label, images, labels, starts, num_steps, num_directions, tole
         number = int(num_directions * t**0.5)
         directions = _unit(torch.randn((number, *images.shape[1:]), generator=generator))
         radii = distances / images[0].numel() ** probe if t > 1 else torch.full_like(distances, 0.1)
-        toward = estimate_direction(predict_label, points, labels, directions.to(images), radii)
+        toward = estimate(predict_label, points, labels, directions.to(images), radii)
         jumped, asked = _jump(predict_label, points, labels, toward, distances / t**0.5)
         nearer, spent = _bisect(predict_label, images, labels, jumped, tolerance)
         better = _distance(nearer, images) < distances

@@ -3,7 +3,9 @@
 import math
 
 import torch
+from sklearn.linear_model import LogisticRegression
 
+from vplib.attacks.membership_shadow.shadow import attack_set
 from vplib.exercises import judge
 
 
@@ -42,27 +44,47 @@ def check_advantage(attempt) -> str | None:
     return judge(attempt(guesses, members), 3 / 4 - 1 / 6, why, mistakes, hint)
 
 
-def solve_top_k(probabilities, k):
-    """Keeps the k largest probabilities of each answer and sets the others to zero."""
-    values, index = probabilities.topk(k, dim=-1)
-    return torch.zeros_like(probabilities).scatter(-1, index, values)
+def solve_shadow_attack(shadow_answers, shadow_labels, shadow_members, answers, labels):
+    """Trains a logistic regression for each class on the shadows' answers, and asks it."""
+    examples, classes, inside = attack_set(shadow_answers, shadow_labels, shadow_members)
+    scores = torch.zeros(len(labels))
+    for c in range(answers.shape[1]):
+        judge = LogisticRegression().fit(examples[classes == c], inside[classes == c])
+        said = judge.predict_proba(answers[labels == c])[:, 1]
+        scores[labels == c] = torch.tensor(said, dtype=scores.dtype)
+    return scores
 
 
-def check_top_k(attempt) -> str | None:
-    """Checks a masked answer: right entries, right places, nothing renormalized."""
-    answer = torch.tensor([[0.1, 0.6, 0.05, 0.25], [0.4, 0.1, 0.3, 0.2]])
-    right = solve_top_k(answer, 2)
-    rescaled = right / right.sum(-1, keepdim=True)
+def check_shadow_attack(attempt) -> str | None:
+    """Checks the probabilities where the same answer means "in" of one class, "out" of another."""
+    draws = torch.Generator().manual_seed(0)
+    labels, members = torch.arange(40) % 4, torch.rand(7, 40, generator=draws) < 0.5
+    # Members of classes 0 and 1 are answered right, others wrong; of 2 and 3 it is the reverse.
+    right = members == (labels < 2)
+    right[5] = ~right[5]  # one shadow misleads, so that nothing is certain
+    largest = torch.where(right, labels, labels ^ 1)
+    sure = 0.7 + 0.2 * torch.rand(7, 40, 1, generator=draws)
+    answers = ((1 - sure) / 3).expand(7, 40, 4).scatter(-1, largest[..., None], sure)
+    said = attempt(answers[:6], labels, members[:6], answers[6], labels)
+    inside = members[6]
     mistakes = {
-        "mask the other classes, do not drop them": answer.topk(2).values,
-        "the paper's filter does not rescale what stays to sum to one": rescaled,
-        "the wrong entries stay: choose the k largest of each row": (
-            lambda masked: ((masked != 0) != (right != 0)).any()
+        "that is the probability of 'out': take the other column": (
+            lambda scores: ((scores < 0.5) == inside).all()
+        ),
+        "it cannot tell in from out: train each attack model on the examples of its class alone": (
+            lambda scores: ((scores - 0.5).abs() < 0.3).all()
+        ),
+        "members of two of these classes are answered less surely than others: let the attack "
+        "models learn from the shadows how members look": (
+            lambda scores: (((scores > 0.5) == inside) == (labels < 2)).all()
         ),
     }
-    why = "the two largest stay, in their places"
-    hint = "the k largest of each row keep their places and their values, the others are zero"
-    return judge(attempt(answer.clone(), 2), right, why, mistakes, hint)
+    why = "an attack model for each class, which learns from the shadows and judges the victim"
+    hint = "for each class: fit on the shadows' examples of it, score the victim's records of it"
+    found = judge(said, inside.double(), why, mistakes, hint, tolerance=0.49)
+    if found and found.startswith("right: ") and set(torch.as_tensor(said).tolist()) <= {0, 1}:
+        return "these are decisions: return probabilities, for a ROC curve needs a ranking"
+    return found
 
 
 def solve_likelihood_ratio(confidence, inside, outside):
