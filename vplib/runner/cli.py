@@ -174,8 +174,10 @@ def main(args=None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal need not have a claim's Greek letters
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if home := paths.lent_home():  # Jupyter starts no kernel for a user who has none
+    if home := paths.lent_home():  # where Jupyter keeps its kernels' keys
         os.environ["HOME"] = str(home)
+        with contextlib.suppress(OSError):
+            home.mkdir(mode=0o700, exist_ok=True)
     try:
         status = cli.main(args, prog_name="vplib", standalone_mode=False)
     except click.ClickException as error:

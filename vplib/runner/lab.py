@@ -22,8 +22,12 @@ FOLD = re.compile(
 HEAD = re.compile(r"\*\*Exercise \d+\*\* \(\d+ minutes, (easy|medium|hard)\)")
 LEVELS = "easy", "medium", "hard"  # for one, two and three points
 CALL = re.compile(r"exercises\.check\([^()]*\)")
-HERO = re.compile(r"(!\[[^]]*\]\()[^)\s]*gallery/(\w+\.png)\)")  # here or where it is published
-TIME = re.compile(r"(\*\*Time\*\*: \d+) minutes for part one, \d+ for part two")
+HERO = re.compile(r"(!\[[^]]*\]\()[^)\s]*(gallery/\w+\.png)\)")  # here, or where it is published
+SAID = {
+    r"[,;] \d+ for part two": ", 10 for the question at the end",
+    "Hint and solution unfold": "The hint unfolds",
+    r"\s*\[!\[Open in Colab.*": "",
+}  # what a sheet says otherwise than its notebook
 MARK = "<title>vplib lab: "  # by which slides are known for ours
 TEXTS = tomllib.loads(Path(__file__).with_name("lab.toml").read_text("utf-8"))
 
@@ -126,12 +130,18 @@ def sheets(name: str, path: Path, notebook) -> tuple:
     one, last = cells[: min([*further, *ends, len(cells)])], cells[min([*ends, len(cells)]) :]
     if not any("exercise" in cell.metadata.tags for cell in one):
         raise ValueError(f"{name} has no exercises in part one: there is nothing to hand out")
-    _title(name, one[0], path.parent.parent / "gallery")
+    if (hero := HERO.search(one[0].source)) and (place := path.parents[1] / hero[2]).is_file():
+        png = base64.b64encode(place.read_bytes()).decode()
+        one[0].attachments = {place.name: {"image/png": png}}
+        one[0].source = HERO.sub(rf"\1attachment:{place.name})", one[0].source)
+    one[0].source += f"\n\nThis sheet is part one of `{name}`; other papers stand in its part two."
     for cell in (*one, *last):
         tags = [t for t in cell.metadata.tags if t not in ("keep_output", "nbval-check-output")]
         cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+        for pattern, otherwise in SAID.items() if cell.cell_type == "markdown" else ():
+            cell.source = re.sub(pattern, otherwise, cell.source)
     about, made = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "vplib")}, []
     for solved in (False, True):
         question = new_markdown_cell(TEXTS["question"], id="question")
@@ -141,17 +151,6 @@ def sheets(name: str, path: Path, notebook) -> tuple:
         parts = [*_exercises(name, copy.deepcopy(one), solved), question, answer, *last]
         made.append(copy.deepcopy(new_notebook(cells=parts, metadata=about)))
     return tuple(made)
-
-
-def _title(name, cell, gallery):
-    """The first cell as a sheet's: its minutes, its hero inside, and no link to the notebook."""
-    if (hero := HERO.search(cell.source)) and (gallery / hero[2]).is_file():
-        png = base64.b64encode((gallery / hero[2]).read_bytes()).decode()
-        cell.attachments = {hero[2]: {"image/png": png}}
-        cell.source = HERO.sub(r"\1attachment:\2)", cell.source)
-    lines = [line for line in cell.source.split("\n") if "colab-badge" not in line]
-    lines += ["", f"This sheet is part one of `{name}`; the other papers stand in its part two."]
-    cell.source = TIME.sub(r"\1 minutes", "\n".join(lines))
 
 
 def _exercises(name, cells, solved):
@@ -220,31 +219,28 @@ def slides(name: str, notebook) -> str:
         notebook: an executed sheet, as `report.read` returns it.
     """
     from nbconvert import SlidesExporter
-    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+    from nbformat.v4 import new_markdown_cell, new_notebook
 
-    def text(source, kind):
-        return new_markdown_cell(source, metadata={"slideshow": {"slide_type": kind}})
+    first, heading, found = notebook.cells[0], "", []
 
-    first, heading, shown = notebook.cells[0], "", False
-    parts = [p for p in first.source.split("\n\n") if not p.startswith(("**", "This sheet"))]
-    found = [text("\n\n".join([*parts, TEXTS["style"]]), "slide")]
+    def add(source, png=None, kind="slide"):
+        found.append(new_markdown_cell(source, metadata={"slideshow": {"slide_type": kind}}))
+        found[-1].attachments = {"figure.png": {"image/png": png}} if png else {}
+
+    title = [p for p in first.source.split("\n\n") if not p.startswith(("**", "This sheet"))]
+    add("\n\n".join([*title, TEXTS["style"]]))
     found[0].attachments = first.get("attachments", {})
     for cell in notebook.cells[1:]:
-        for part in re.split(r"\n{2,}", cell.source) if cell.cell_type == "markdown" else ():
+        for part in cell.source.split("\n\n") if cell.cell_type == "markdown" else ():
             if part.startswith("##"):
-                heading, shown = part.splitlines()[0].lstrip("# "), False
+                heading = part.lstrip("# ").splitlines()[0]
             elif part.startswith("**Predict"):
-                found.append(text(f"## {heading}\n\n{part}", "slide"))
-            elif part.startswith("**What to see") and shown:
-                found.append(text(part, "-"))
-        for png in (o["data"].get("image/png") for o in cell.get("outputs", ()) if "data" in o):
-            if png:
-                output = new_output("display_data", {"image/png": png})
-                about = {"slideshow": {"slide_type": "-"}, "alt": f"figure: {heading}"}
-                found.append(text(f"## {heading}", "slide"))
-                found.append(new_code_cell("", outputs=[output], metadata=about))
-                shown = True
-    off = dict(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    exporter = SlidesExporter(reveal_scroll=True, **off)
+                add(f"## {heading}\n\n{part}")
+            elif part.startswith("**What to see"):
+                add(part, kind="-")  # below the figure
+        shown = (output.get("data", {}).get("image/png") for output in cell.get("outputs", ()))
+        for png in filter(None, shown):
+            add(f"## {heading}\n\n![figure of: {heading}](attachment:figure.png)", png)
     named = {"metadata": {"name": f"vplib lab: {name}"}}
-    return exporter.from_notebook_node(new_notebook(cells=found), resources=named)[0]
+    page = new_notebook(cells=found)
+    return SlidesExporter(reveal_scroll=True).from_notebook_node(page, resources=named)[0]
