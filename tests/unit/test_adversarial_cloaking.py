@@ -80,6 +80,18 @@ def test_a_cloak_moves_towards_its_target_and_further_with_a_larger_budget():
     assert made[1].mean() < made[0].mean()
 
 
+def test_a_loss_of_ones_own_is_what_is_minimized():
+    embed, x = extractor(), photos()
+    settings = dict(targets=targets(embed), extractor=embed, budget=0.01, num_steps=6)
+    default = cloaking.cloak(x, **settings)
+    assert torch.equal(default, cloaking.cloak(x, loss=cloaking.penalized, **settings))
+    away = cloaking.cloak(x, loss=lambda d, e, b, w: -cloaking.penalized(d, e, b, w), **settings)
+    before, hidden, fled = (
+        (embed(y) - settings["targets"]).square().sum(1).mean() for y in (x, default, away)
+    )
+    assert hidden < before <= fled
+
+
 def test_photos_together_and_one_by_one_give_the_same_cloaks():
     embed = extractor()
     x, goal = photos(), targets(embed)
@@ -124,6 +136,7 @@ def test_a_budget_that_cannot_be(budget):
         (dict(num_steps=2.5), "num_steps"),
         (dict(lr=float("nan")), "lr above 0"),
         (dict(lr=0.0), "lr above 0"),
+        (dict(loss=lambda d, e, b, w: d.sum()), r"must give \(5,\) numbers, not \(\)"),
     ],
 )
 def test_what_cannot_be_cloaked(wrong, message):

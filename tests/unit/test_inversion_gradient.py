@@ -344,7 +344,7 @@ def test_without_a_line_search_it_is_torchs_lbfgs():
     assert torch.allclose(found.points[0], point.detach(), atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["relative_distance", "label_from_bias", "image_from_linear"])
+@pytest.mark.parametrize("name", ["label_from_bias", "image_from_linear", "dlg"])
 def test_exercises_accept_their_solution_and_notice_nothing(name, capsys):
     exercises.check(f"inversion_gradient.{name}", getattr(solutions, f"solve_{name}"))
     assert ": right" in capsys.readouterr().out
@@ -352,20 +352,39 @@ def test_exercises_accept_their_solution_and_notice_nothing(name, capsys):
     assert "not attempted yet" in capsys.readouterr().out
 
 
-def squares(found, wanted):
-    """Layer by layer, the squared distance and the squared norm of what is wanted."""
-    pairs = zip(found, wanted, strict=True)
-    return torch.tensor([[((a - b) ** 2).sum(), (b**2).sum()] for a, b in pairs]).T
+def descend(stepper, sign=1, held=(0, 1), **settings):
+    """The attack as a reader might write it: which optimizer, on what, up or down."""
+
+    def attempt(model, wanted, x, z, num_evaluations):
+        guess = [v.clone().requires_grad_() for v in (x, z)]
+        optimizer = stepper([guess[i] for i in held], **settings)
+
+        def closure():
+            state = attack.simulate(model, guess[0][None], guess[1].softmax(-1)[None])
+            value = attack.squared_distance({n: v[0] for n, v in state.items()}, wanted)
+            for v, slope in zip(guess, torch.autograd.grad(sign * value, guess), strict=True):
+                v.grad = slope
+            return sign * value
+
+        for _ in range(num_evaluations):
+            optimizer.step(closure)
+        return guess[0]
+
+    return attempt
+
+
+def without_graph(model, wanted, x, z, num_evaluations):
+    loss = -(z.softmax(-1) * model(x).log_softmax(-1)).sum()
+    return torch.autograd.grad(torch.autograd.grad(loss, model.parameters())[0].sum(), x)[0]
+
+
+def failing(*_):
+    raise RuntimeError("something else")
 
 
 @pytest.mark.parametrize(
     ("name", "attempt", "says"),
     [
-        ("relative_distance", lambda f, w: squares(f, w)[0].sum(), "divide by"),
-        ("relative_distance", lambda f, w: solutions.solve_relative_distance(f, w) ** 0.5, "root"),
-        ("relative_distance", lambda f, w: (squares(f, w)[0] / squares(f, w)[1]).sum(), "by layer"),
-        ("relative_distance", lambda f, w: solutions.solve_relative_distance(w, f), "moves with"),
-        ("relative_distance", lambda f, w: 7.0, "sum the squared"),
         ("label_from_bias", lambda g: g.argmax(), "believes in"),
         ("label_from_bias", lambda g: g.abs().argmin(), "absolute value"),
         ("label_from_bias", lambda g: 3, "p - y"),
@@ -373,6 +392,13 @@ def squares(found, wanted):
         ("image_from_linear", lambda w, b: w[1], "divide by it"),
         ("image_from_linear", lambda w, b: w, "return numbers of shape (4,)"),
         ("image_from_linear", lambda w, b: w.sum(0), "delta_i"),
+        ("dlg", descend(torch.optim.LBFGS, line_search_fn="strong_wolfe"), ": right"),
+        ("dlg", descend(torch.optim.Adam, held=[1]), "hold `x`"),
+        ("dlg", descend(torch.optim.Adam, sign=-1, lr=0.1), "minimize"),
+        ("dlg", descend(torch.optim.Adam, lr=0.01), "nearer, but not there"),
+        ("dlg", without_graph, "does not depend on `x`"),
+        ("dlg", failing, "stopped with RuntimeError: something else"),
+        ("dlg", lambda model, wanted, x, z, n: x[0], "return numbers of shape (1, 1, 2, 4)"),
     ],
 )  # fmt: skip
 def test_exercises_name_the_mistake(name, attempt, says, capsys):

@@ -6,26 +6,46 @@ import torch
 from vplib.exercises import judge
 
 
-def solve_cost(logits, targets):
-    """-log f of the wanted class, for each image of a batch."""
-    return -logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+def solve_invert(model, targets, start, num_steps, lr):
+    """The pictures after descent on -log f of each one's own target, kept in [0, 1]."""
+    return _descend(model, targets, start, num_steps, lr)
 
 
-def check_cost(attempt) -> str | None:
-    """Checks the cost on sure, unsure and hopeless answers."""
-    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [200.0, 0.0, 0.0]])
-    targets = torch.tensor([0, 2, 1])
-    right = solve_cost(logits, targets)
-    overflown = -logits.softmax(-1).gather(1, targets[:, None]).squeeze(1).log()
+def _descend(model, targets, x, num_steps, lr, cost=torch.neg, total=torch.sum, clip=True):
+    for _ in range(num_steps):
+        x = x.detach().requires_grad_()
+        log_f = model(x).log_softmax(-1).gather(1, targets[:, None])
+        x = x - lr * torch.autograd.grad(total(cost(log_f)), x)[0]
+        x = x.clamp(0, 1) if clip else x
+    return x.detach()
+
+
+def check_invert(attempt) -> str | None:
+    """Compares the pictures with those of a known model after three steps."""
+    weights = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 1.5, -1.0, 0.5], [-0.5, 0.0, 1.0, 2.0]])
+    start, targets = torch.linspace(0.2, 0.8, 8).view(2, 1, 2, 2), torch.tensor([2, 0])
+
+    def model(x):
+        return x.flatten(1) @ weights.T
+
+    def descended(num_steps=3, lr=0.4, **changes):
+        return _descend(model, targets, start, num_steps, lr, **changes)
+
     mistakes = {
-        "one cost for each image: they are inverted side by side, not as a mean": right.mean(),
-        "that is the paper's 1 - f; take -log f, steep where f is near zero": 1 - (-right).exp(),
-        "the sign is wrong: the cost falls as the victim gets surer": -right,
-        "log(softmax) overflows for the last image: use log_softmax": overflown,
+        "the sign is wrong: these pictures lose the victim's confidence": descended(lr=-0.4),
+        "you take the mean over the batch: more pictures, shorter steps": descended(
+            total=torch.mean
+        ),
+        "clip to [0, 1] after every step, not never": descended(clip=False),
+        "clip to [0, 1] after every step, not once": descended(clip=False).clamp(0, 1),
+        "that is the paper's 1 - f; take -log f": descended(cost=lambda log_f: -log_f.exp()),
+        "that is one step: start the next where the last one ended": descended(1),
+        "nothing moved: return the last picture, not the start": start,
     }
-    why = "and its slope does not vanish where f is near zero"
-    hint = "take the log-softmax of each row, the wanted class's entry, and negate it"
-    return judge(attempt(logits.clone(), targets.clone()), right, why, mistakes, hint)
+    why = "the victim is surer of each, and the slope does not vanish where f is near zero"
+    hint = "in each step: the slope of -log f summed over the batch, one step against it, clip"
+    found = attempt(model, targets.clone(), start.clone(), 3, 0.4)
+    return judge(found, descended(), why, mistakes, hint, tolerance=1e-3)
 
 
 def solve_slope(predict, image, target, difference):

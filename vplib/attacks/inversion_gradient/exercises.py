@@ -1,33 +1,11 @@
 """Exercises of attacks/inversion_gradient: reference solutions, and checks that name mistakes."""
 
 import torch
+from torch import nn
 
+from vplib.attacks.inversion_gradient.leakage import simulate, squared_distance
 from vplib.exercises import judge
-
-
-def solve_relative_distance(found, wanted):
-    """The squared distance over the squared norm of what is wanted, over all tensors."""
-    distance = sum((a - b).square().sum() for a, b in zip(found, wanted, strict=True))
-    return (distance / sum(b.square().sum() for b in wanted)).item()
-
-
-def check_relative_distance(attempt) -> str | None:
-    """Checks the distance on two tensors of different size."""
-    found = [torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([3.0])]
-    wanted = [torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.tensor([1.0])]
-    right = solve_relative_distance(found, wanted)
-    distances, norms, own = torch.tensor([[8.0, 4], [6, 1], [6, 9]])  # squared, of each tensor
-    by_own = distances.sum() / own.sum()
-    mistakes = {
-        "divide by the squared norm of the wanted gradient": distances.sum(),
-        "do not take the root: its slope is infinite where the gradients agree": right**0.5,
-        "divide the sum by the sum; layer by layer weighs them anew": (distances / norms).sum(),
-        "divide by the norm of the wanted gradient: the other one moves with the guess": by_own,
-    }
-    why = "one number for all layers, and the scale of the message is gone"
-    hint = "sum the squared differences of all entries, divide by the summed squares of `wanted`"
-    copies = [v.clone() for v in found], [v.clone() for v in wanted]
-    return judge(attempt(*copies), right, why, mistakes, hint)
+from vplib.victims.federated import share_gradient
 
 
 def solve_label_from_bias(bias_gradient):
@@ -67,3 +45,42 @@ def check_image_from_linear(attempt) -> str | None:
     hint = "row i of the weight's gradient is delta_i times x, and the bias's entry is delta_i"
     found = attempt(delta[:, None] * x, delta.clone())
     return judge(found, x, why, mistakes, hint, tolerance=1e-5)
+
+
+def solve_dlg(model, wanted, x, z, num_evaluations):
+    """L-BFGS on a guessed image and its label's logits, until their gradient is the message."""
+    x, z = (guess.clone().requires_grad_() for guess in (x, z))
+    limits = dict(max_iter=num_evaluations, max_eval=num_evaluations)
+    stepper = torch.optim.LBFGS([x, z], line_search_fn="strong_wolfe", **limits)
+
+    def closure():
+        found = simulate(model, x[None], z.softmax(-1)[None])
+        value = squared_distance({name: slopes[0] for name, slopes in found.items()}, wanted)
+        x.grad, z.grad = torch.autograd.grad(value, [x, z])
+        return value
+
+    stepper.step(closure)
+    return x.detach()
+
+
+def check_dlg(attempt) -> str | None:
+    """Checks the image that comes back from a small network's gradient."""
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.Sigmoid(), nn.Linear(6, 3)).double()
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5, generator=generator)
+    truth = torch.rand(1, 1, 2, 4, generator=generator).double()
+    wanted = dict(share_gradient(model, truth, torch.tensor([1])).values)
+    gray, z = torch.full_like(truth, 0.5), torch.zeros(1, 3).double()
+    still = "the image is where it started: does the optimizer hold `x`, and does it take a step?"
+    away = "the image ran away from what the client has: minimize the distance"
+    mistakes = {still: gray, away: lambda x: (x - truth).norm() > 1.5}
+    why = "its gradient is the message, and so the image is the client's"
+    hint = "nearer, but not there: LBFGS over `x` and `z`, strong_wolfe, all evaluations"
+    try:
+        found = attempt(model, wanted, gray.clone(), z.clone(), 60)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        return "the distance does not depend on `x` for autograd: x.clone().requires_grad_()"
+    return judge(found, truth, why, mistakes, hint, tolerance=0.02)

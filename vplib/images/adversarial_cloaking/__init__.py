@@ -7,6 +7,7 @@ from vplib.images.adversarial_cloaking.cloaks import (
     encode,
     nearest,
     overlay,
+    penalized,
     remove_overlay,
     softmax_head,
     to_jpeg,

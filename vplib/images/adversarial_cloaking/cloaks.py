@@ -21,6 +21,7 @@ from vplib.datasets.imageset import check_range, is_whole
 from vplib.victims.recognition import SCALE, Embed, identify
 
 Recognize = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, float, Tensor], Tensor]
 
 WINDOW, SPREAD = 11, 1.5  # of the SSIM, in pixels, as in `metrics.ssim`
 
@@ -91,6 +92,24 @@ def choose_target(photos: Tensor, candidates: Tensor, names: Tensor, *, known: T
     return int(everyone[nearest.argmax()])
 
 
+def penalized(distance: Tensor, dissimilarity: Tensor, budget: float, weight: Tensor) -> Tensor:
+    """The loss of each cloak: its distance to the target, and a penalty above the budget.
+
+    Args:
+        distance: (N,) squared, of each photo's embedding to its target.
+        dissimilarity: (N,) DSSIM of each photo to what it was.
+        budget: the largest DSSIM.
+        weight: (N,) of the penalty, on the excess as a share of the budget.
+
+    Returns:
+        (N,) numbers.
+
+    Source:
+        Shan et al., Fawkes, USENIX Security 2020, equation 4.
+    """
+    return distance + weight * (dissimilarity / budget - 1).relu()
+
+
 def cloak(
     images: Tensor,
     targets: Tensor,
@@ -100,6 +119,7 @@ def cloak(
     num_steps: int = 40,
     lr: float = 0.01,
     seed: int = 0,
+    loss: Loss = penalized,
 ) -> Tensor:
     """Photos whose embedding moves to a target's, while they change by at most the budget.
 
@@ -115,6 +135,7 @@ def cloak(
         num_steps: steps of Adam.
         lr: its step, where 1 is from black to white.
         seed: of the start, noise of half a gray level; the tracker must not know it.
+        loss: what is minimized, from and to what `penalized` takes and gives.
 
     Returns:
         (N, C, H, W) cloaked photos on 8-bit levels, each within its budget.
@@ -142,9 +163,13 @@ def cloak(
     for _ in range(num_steps):
         x = (photos + change).clamp(0, 1)
         distance = (extractor(x) - targets).square().sum(-1)
-        over = dssim(x, photos) / budget - 1
-        change.grad = torch.autograd.grad((distance + weight * over.relu()).sum(), change)[0]
+        dissimilarity = dssim(x, photos)
+        losses = loss(distance, dissimilarity, budget, weight)
+        if losses.shape != weight.shape:
+            raise ValueError(f"loss must give ({len(photos)},) numbers, not {tuple(losses.shape)}")
+        change.grad = torch.autograd.grad(losses.sum(), change)[0]
         with torch.no_grad():
+            over = dissimilarity / budget - 1
             better = (distance < best) & (over <= 0.1)  # a little too much is scaled back below
             best = torch.where(better, distance, best)
             found = torch.where(better[:, None, None, None], change, found)
