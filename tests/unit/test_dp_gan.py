@@ -434,6 +434,17 @@ WRONG = {
         (lambda r, f, c: ((r + f) / (r + f).norm(dim=1, keepdim=True)).sum(0), "does not stretch"),
         (lambda r, f, c: torch.zeros(2), "add the halves"),
     ],
+    "reference_score": [
+        (lambda x, s, r: None, None),
+        (lambda x, s, r: -exercises.solve_reference_score(x, s, r), "turn the sign"),
+        (lambda x, s, r: -torch.cdist(x, s).amin(1), "references are missing"),
+        (
+            lambda x, s, r: torch.cdist(x, r.flatten(0, 1)).amin(1) - torch.cdist(x, s).amin(1),
+            "always near",
+        ),
+        (lambda x, s, r: torch.cdist(x, s), "return numbers of shape (3,), not numbers of"),
+        (lambda x, s, r: torch.zeros(3), "of each reference, averaged"),
+    ],
     "sanitize": [
         (lambda g, c, s: None, None),
         (lambda g, c, s: g, "return 2 values, not numbers of shape (3, 2)"),

@@ -13,6 +13,7 @@ from torch.func import stack_module_state
 from vplib import models, seeding
 from vplib.attacks.inversion_gradient import lenet
 from vplib.defenses.dp_sgd import audit as dp_audit
+from vplib.defenses.dp_sgd import examples
 from vplib.defenses.dp_sgd import private_training as dp_sgd
 from vplib.privacy import accounting as dp_accounting
 
@@ -101,6 +102,10 @@ def test_clipped_sums_equal_a_loop_over_examples(name, clip):
         for (key, value), other in zip(found.items(), expected, strict=True):
             assert torch.allclose(value[k], other, atol=1e-6), key
         assert torch.allclose(norms[k], expected_norms, atol=1e-6)
+        rows = examples.example_rows(examples.examples_of(net)(state, images, labels), k)
+        assert torch.allclose(rows.norm(dim=1), expected_norms, atol=1e-6)
+        scaled = rows * (weights[k] * (clip / expected_norms).clamp(max=1))[:, None]
+        assert torch.allclose(scaled.sum(0), torch.cat([e.flatten() for e in expected]), atol=1e-6)
 
 
 def test_clipped_sums_equal_opacus():

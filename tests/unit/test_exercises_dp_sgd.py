@@ -8,23 +8,30 @@ import torch
 from vplib.defenses.dp_sgd import exercises as ex
 
 
-def batch_clipped(g, c):
+def batch_clipped(g, c, s, z):
     total = g.sum(0)
-    return total * min(1.0, c / total.norm().item())
+    return total * min(1.0, c / total.norm().item()) + s * c * z
 
 
-def unguarded(g, c):
-    return (g * c / g.norm(dim=1, keepdim=True)).sum(0)
+def stretched(g, c, s, z):
+    return torch.nan_to_num(g * c / g.norm(dim=1)[:, None]).sum(0) + s * c * z
+
+
+def noise_each(g, c, s, z):
+    return ex.solve_private_sum(g, c, 0, z) + len(g) * s * c * z
 
 
 WRONG = [
-    ("clipped_sum", batch_clipped, "not each example's"),
-    ("clipped_sum", lambda g, c: ex.solve_clipped_sum(g, c) / len(g), "that is the mean"),
-    ("clipped_sum", lambda g, c: g.clamp(-c, c).sum(0), "clipped each coordinate"),
-    ("clipped_sum", unguarded, "norm zero"),
-    ("clipped_sum", lambda g, c: torch.nan_to_num(g * c / g.norm(dim=1)[:, None]).sum(0), "short"),
-    ("clipped_sum", lambda g, c: g, "one sum for the batch"),
-    ("clipped_sum", lambda g, c: g.sum(0), "scale each row"),
+    ("private_sum", batch_clipped, "not each example's"),
+    ("private_sum", lambda g, c, s, z: ex.solve_private_sum(g, c, s, z) / len(g), "is the mean"),
+    ("private_sum", lambda g, c, s, z: g.clamp(-c, c).sum(0) + s * c * z, "each coordinate"),
+    ("private_sum", lambda g, c, s, z: (g * c / g.norm(dim=1)[:, None]).sum(0), "norm zero"),
+    ("private_sum", stretched, "stay as they are"),
+    ("private_sum", lambda g, c, s, z: ex.solve_private_sum(g, c, 0, z), "noise is missing"),
+    ("private_sum", lambda g, c, s, z: ex.solve_private_sum(g, c, s / c, z), "a multiple of"),
+    ("private_sum", noise_each, "not for each example"),
+    ("private_sum", lambda g, c, s, z: g, "sum the rows"),
+    ("private_sum", lambda g, c, s, z: g.sum(0), "scale each row"),
     ("noise_of_mean", lambda s, c, b: s * c, "noise on the sum"),
     ("noise_of_mean", lambda s, c, b: s / b, "multiple of the clip norm"),
     ("noise_of_mean", lambda s, c, b: s * c / b**0.5, "one noise vector"),

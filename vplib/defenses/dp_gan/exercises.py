@@ -35,6 +35,27 @@ def check_clipped_pairs(attempt) -> str | None:
     return judge(attempt(real.clone(), fake.clone(), 1.0), right, why, mistakes, hint)
 
 
+def solve_reference_score(images, samples, references):
+    """How much nearer an image is to these samples than to samples of generators without it."""
+    return torch.cdist(images, references).amin(2).mean(0) - torch.cdist(images, samples).amin(1)
+
+
+def check_reference_score(attempt) -> str | None:
+    """Checks the score on a copied image, one that any generator makes, and a stranger."""
+    images, samples = torch.tensor([[1.0, 2], [5, 5], [9, 0]]), torch.tensor([[1, 2], [5, 5.5]])
+    references = torch.tensor([[[5.0, 5.0], [2.0, 0.0]], [[4.5, 5.0], [7.0, 7.0]]])
+    right = solve_reference_score(images, samples, references)
+    near, pooled = (torch.cdist(images, x).amin(1) for x in (samples, references.flatten(0, 1)))
+    mistakes = {
+        "likelier members get the higher score: turn the sign": -right,
+        "the references are missing: some images are near to any generator's": -near,
+        "average over the references: of all together, some sample is always near": pooled - near,
+    }
+    why = "nearer to these samples than to those of generators that never saw it"
+    hint = "distance to the nearest sample of each reference, averaged, minus that to `samples`"
+    return judge(attempt(images, samples, references), right, why, mistakes, hint)
+
+
 def solve_sanitize(gradients, clip, sigma):
     """Each generated image's gradient clipped, and the standard deviation of its noise."""
     norms = gradients.norm(dim=1, keepdim=True)

@@ -38,6 +38,26 @@ def examples_of(net: nn.Module) -> Callable[[stacked.State, Tensor, Tensor], sta
     )[0]
 
 
+def example_rows(found: stacked.Examples, k: int) -> Tensor:
+    """One model's gradients in full, an example a row.
+
+    Args:
+        found: as `stacked.examples` gives them.
+        k: which model.
+
+    Returns:
+        (B, parameters), in the order of the state.
+    """
+    full = []
+    for one in found.values():
+        if isinstance(one, tuple):  # of a linear layer, or summed over the places of a convolution
+            slopes = one[0][k].reshape(one[0].shape[1], -1, one[0].shape[-1])
+            full.append((slopes.mT @ one[1][k].reshape(*slopes.shape[:2], -1)).flatten(1))
+        else:
+            full.append(one[k].flatten(1))
+    return torch.cat(full, 1)
+
+
 def replaced(found: stacked.Examples, rows: stacked.Examples, which: Tensor) -> stacked.Examples:
     """Some examples' gradients replaced by given ones.
 

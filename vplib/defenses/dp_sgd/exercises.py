@@ -7,31 +7,35 @@ import torch
 from vplib.exercises import judge
 
 
-def solve_clipped_sum(gradients, clip):
-    """Each example's gradient scaled to at most the clip norm, then summed."""
+def solve_private_sum(gradients, clip, sigma, noise):
+    """Each example's gradient scaled to at most the clip norm, the sum of all, and the noise."""
     norms = gradients.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return (gradients * (clip / norms).clamp(max=1)).sum(0)
+    return (gradients * (clip / norms).clamp(max=1)).sum(0) + sigma * clip * noise
 
 
-def check_clipped_sum(attempt) -> str | None:
-    """Checks the sum on a long, a short and a zero gradient."""
+def check_private_sum(attempt) -> str | None:
+    """Checks the noised sum on a long, a short and a zero gradient."""
     gradients, clip = torch.tensor([[30.0, 40.0], [0.3, 0.4], [0.0, 0.0], [-6.0, 8.0]]), 2.0
-    right, total = solve_clipped_sum(gradients, clip), gradients.sum(0)
+    sigma, noise = 1.5, torch.tensor([0.5, -1.0])
+    right, total = solve_private_sum(gradients, clip, sigma, noise), gradients.sum(0)
+    added = sigma * clip * noise
+    clipped = right - added
     stretched = clip * torch.nn.functional.normalize(gradients, dim=1).sum(0)
     mistakes = {
         "a gradient of zero has norm zero: do not divide by it": lambda value: value.isnan().any(),
         "you clipped the batch gradient, not each example's: one record may fill it alone": (
-            total * min(1.0, clip / total.norm())
+            total * min(1.0, clip / total.norm()) + added
         ),
         "that is the mean; the noise is calibrated to the sum": right / len(gradients),
-        "you scaled every gradient to the clip norm; short ones stay as they are": stretched,
-        "you clipped each coordinate; the norm of a gradient can still be clip * sqrt(D)": (
-            gradients.clamp(-clip, clip).sum(0)
-        ),
+        "short gradients stay as they are: you scaled every one to the norm": stretched + added,
+        "you clipped each coordinate, not the norm": gradients.clamp(-clip, clip).sum(0) + added,
+        "clipped, but not private yet: the noise is missing": clipped,
+        "sigma is a multiple of the clip norm, and that is missing": clipped + sigma * noise,
+        "the noise is for the sum, not for each example": clipped + len(gradients) * added,
     }
-    why = "no example can move the sum by more than the clip norm"
-    hint = "scale each row by min(1, clip / its norm), then sum the rows: one sum for the batch"
-    return judge(attempt(gradients.clone(), clip), right, why, mistakes, hint)
+    why = "no example moves the sum by more than the clip norm, and the noise is sigma times that"
+    hint = "scale each row by min(1, clip / its norm), sum the rows, add sigma * clip * noise once"
+    return judge(attempt(gradients.clone(), clip, sigma, noise), right, why, mistakes, hint)
 
 
 def solve_noise_of_mean(sigma, clip, batch_size):

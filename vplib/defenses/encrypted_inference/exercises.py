@@ -2,31 +2,49 @@
 
 import math
 
+import numpy as np
+
 from vplib.exercises import judge
 
 
-def solve_square(c0, c1, p):
-    """(c0 + c1 s)^2, coefficient by coefficient: no key is needed, the degree in s doubles."""
-    return c0 * c0 % p, 2 * c0 * c1 % p, c1 * c1 % p
+def solve_square_layer(weight, bias, c, p):
+    """A linear layer and a square, on polynomials in the secret: degrees add up, all mod p."""
+    z = weight @ c
+    z[0] += bias[:, None]
+    z %= p
+    found = np.zeros((2 * len(z) - 1, *z.shape[1:]), int)
+    for i, left in enumerate(z):
+        for j, right in enumerate(z):
+            found[i + j] = (found[i + j] + left * right) % p
+    return found
 
 
-def check_square(attempt) -> str | None:
-    """Checks the three residues, on numbers whose products exceed the prime."""
-    p, c0, c1 = 66011137, 51234567, 60000001
-    right, product = solve_square(c0, c1, p), c0 * c1 % p
-    three = "a square of c0 + c1 s has three coefficients: those of 1, s and s^2"
-    large = "take each coefficient mod p, or it outgrows the lane"
-    missing = "a square of a sum is not the sum of squares: the coefficient of s is missing"
-    twice = "the middle coefficient counts twice: c0 c1 s and c1 s c0"
+def check_square_layer(attempt) -> str | None:
+    """Checks the coefficients at two points, on numbers whose products exceed the prime."""
+    p, weight, bias = 66011137, np.array([[900, -731], [-512, 64]]), np.array([66011132, 77])
+    c = np.random.default_rng(0).integers(0, p, (3, 2, 4))
+    everywhere, z = weight @ c + bias[:, None], weight @ c
+    z[0] = everywhere[0]
+
+    def square(z, twice=2):
+        a, b, c = z
+        return np.stack([a**2, twice * a * b, twice * a * c + b**2, twice * b * c, c**2]) % p
+
+    right = solve_square_layer(weight, bias, c, p)
     mistakes = {
-        three: (c0 * c0 % p, c1 * c1 % p),
-        large: lambda found: tuple(int(v) % p for v in found) == right,
-        twice: lambda found: int(found[1]) % p == product,
-        missing: lambda found: int(found[1]) % p == 0,
+        "the bias is a known number, so it goes to the coefficient of 1": square(everywhere % p),
+        "the bias is missing": square(weight @ c % p),
+        "take sums mod p before you square them: products outgrow 64 bits": square(z),
+        "that is the layer; its square is missing": z % p,
+        "the square of a polynomial is not that of its coefficients": (z % p) ** 2 % p,
+        "a product of two different coefficients counts twice": square(z % p, 1),
+        "take each coefficient mod p, or it outgrows the lane": (
+            lambda found: np.array_equal(np.mod(found, p), right)
+        ),
     }
-    why = "whoever knows s reads the square of the message"
-    hint = "multiply out (c0 + c1 s)(c0 + c1 s) to three coefficients, and take each mod p"
-    return judge(attempt(c0, c1, p), right, why, mistakes, hint)
+    why = "no key is needed, and whoever knows s reads the square of the layer's outputs"
+    hint = "z = weight @ c, the bias into z[0], all mod p; z[i] z[j] belongs to s^(i + j), mod p"
+    return judge(attempt(weight, bias, c.copy(), p), right, why, mistakes, hint)
 
 
 def solve_bits(input_bits, conv_bits, fc1_bits, fc2_bits, largest):
