@@ -142,7 +142,7 @@ def test_the_instructors_version_is_solved_and_has_a_rubric_with_the_claims(made
     why = "    # A difference of shares does not depend on how many members there are."
     assert "\n".join(["    ### BEGIN SOLUTION", why, *lines, "    ### END SOLUTION"]) in source
     assert cell(solved, "exercise-advantage-test").metadata.nbgrader.points == 2  # medium
-    rubric = cell(solved, "answer").source
+    rubric = cell(solved, "lab-answer").source
     assert "One point each" in rubric and "- Core 2017: more leaks: 0.600" in rubric
     assert "Solution" not in "\n".join(c.source for c in solved.cells)
 
@@ -212,7 +212,7 @@ def graded(made):
     body = SOLUTION.partition("\n")[2]
     answers = {
         "right": {"exercise-advantage": stub.replace("    # your code here", body)}
-        | {"answer": "The control takes the members away."},
+        | {"lab-answer": "The control takes the members away."},
         "wrong": {
             "exercise-advantage": stub.replace("return None", 'print("right: ")\n    return 0.5')
         },
@@ -232,7 +232,7 @@ def graded(made):
 
 def test_a_right_and_a_wrong_hand_in_are_graded(graded):
     test = "exercise-advantage-test"
-    assert graded["right"] == {test: [2, 2, False], "answer": [None, 4, True]}
+    assert graded["right"] == {test: [2, 2, False], "lab-answer": [None, 4, True]}
     assert graded["wrong"][test] == [0, 2, False]
 
 
@@ -282,8 +282,9 @@ def ran_nothing(monkeypatch):
         (dict(text=TEXT.replace("hits = ", "hits = = ")), "no solution of advantage(guesses, mem"),
         (dict(stub=STUB.replace("exercises.check", "print")), "is folded in before 'exercise-adv"),
         (dict(stub="x = 1"), "no solution of one function"),
+        (dict(stub=STUB.replace("return None", "pass")), "no solution of advantage("),
     ],
-    ids=["no solution", "other arguments", "no Python", "no check", "no function"],
+    ids=["no solution", "other arguments", "no Python", "no check", "no function", "no return"],
 )
 def test_a_notebook_without_a_fitting_solution(tmp_path, ran_nothing, changes, said):
     line = refused(tiny(tmp_path, **changes), "--out", tmp_path / "lab")
@@ -296,6 +297,13 @@ def test_a_notebook_without_exercises(tmp_path, ran_nothing):
     cell(notebook, "exercise-advantage").metadata.tags = []
     nbformat.write(notebook, path)
     assert "tiny has no exercises in part one" in refused(path, "--out", tmp_path / "lab")
+    cell(notebook, "exercise-advantage").metadata.tags = ["exercise"]
+    notebook.cells = notebook.cells[-7:]  # begins with it
+    for part in notebook.cells:
+        del part["id"]
+    notebook.nbformat_minor = 4
+    nbformat.write(notebook, path)
+    assert "is folded in before 'cell-0'" in refused(path, "--out", tmp_path / "lab")
     assert "has no exercises in part one" in refused("00_start_here", "--out", tmp_path / "lab")
     assert not (tmp_path / "lab").exists()
 
@@ -326,7 +334,7 @@ def changed_points(folder):
 def answered(folder):
     path = folder / "student" / "tiny.ipynb"
     notebook = read(path)
-    cell(notebook, "answer").source = "Mine."
+    cell(notebook, "lab-answer").source = "Mine."
     nbformat.write(notebook, path)
 
 

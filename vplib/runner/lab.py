@@ -28,6 +28,7 @@ SAID = {
     "Hint and solution unfold": "The hint unfolds",
     r"\s*\[!\[Open in Colab.*": "",
 }  # what a sheet says otherwise than its notebook
+RETURN = "    return None"  # of a stub
 MARK = "<title>vplib lab: "  # by which slides are known for ours
 TEXTS = tomllib.loads(Path(__file__).with_name("lab.toml").read_text("utf-8"))
 
@@ -97,7 +98,7 @@ def write(name: str, path: Path, folder: Path, student, instructor) -> int:
         print(f"{name}: nothing written, {error['where']} stopped: {error['error']}")
         return 1
     claims = [f"- {row['title']}: {row['shown']}" for row in report.claims(ran)]
-    answer = next(cell for cell in instructor.cells if cell.id == "answer")
+    answer = next(cell for cell in instructor.cells if cell.id == "lab-answer")
     answer.source += "\n".join(["", *claims])
     *sheets, deck, config = _places(path, folder)
     for sheet, target in zip((student, instructor), sheets, strict=True):
@@ -125,6 +126,8 @@ def sheets(name: str, path: Path, notebook) -> tuple:
     from nbformat.v4 import new_markdown_cell, new_notebook
 
     cells = notebook.cells
+    for number, cell in enumerate(cells):
+        cell.setdefault("id", f"cell-{number}")  # of an old notebook
     ends = [i for i, c in enumerate(cells) if re.search(r"^## References", c.source, re.M)]
     further = [i for i, c in enumerate(cells) if c.source.startswith("## Going further")]
     one, last = cells[: min([*further, *ends, len(cells)])], cells[min([*ends, len(cells)]) :]
@@ -144,8 +147,8 @@ def sheets(name: str, path: Path, notebook) -> tuple:
             cell.source = re.sub(pattern, otherwise, cell.source)
     about, made = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "vplib")}, []
     for solved in (False, True):
-        question = new_markdown_cell(TEXTS["question"], id="question")
-        answer = new_markdown_cell(TEXTS["rubric" if solved else "answer"], id="answer")
+        question = new_markdown_cell(TEXTS["question"], id="lab-question")
+        answer = new_markdown_cell(TEXTS["rubric" if solved else "answer"], id="lab-answer")
         _mark(question, locked=True)
         _mark(answer, solution=True, grade=True, points=4)
         parts = [*_exercises(name, copy.deepcopy(one), solved), question, answer, *last]
@@ -162,12 +165,11 @@ def _exercises(name, cells, solved):
         found.append(cell)
         if "exercise" not in cell.metadata.get("tags", ()):
             continue
-        text, stub = found[-2], _function(cell.source)
+        text, stub = found[-2:][0], _function(cell.source)
         fold, head = FOLD.search(text.source), HEAD.search(text.source)
-        call = CALL.search(cell.source)
-        solution = fold and _function(fold[1])
-        if not (stub and solution and call and _signature(stub) == _signature(solution)):
-            wanted = _signature(stub) if stub else "one function"
+        call, solution = CALL.search(cell.source), fold and _function(fold[1])
+        wanted = _signature(stub) if stub else "one function"
+        if not (call and solution and wanted == _signature(solution) and RETURN in cell.source):
             raise ValueError(f"{name}: no solution of {wanted} is folded in before {cell.id!r}")
         points = 1 + LEVELS.index(head[1]) if head else 1
         inside = [f"    {TEXTS['stub']}"]
@@ -177,9 +179,7 @@ def _exercises(name, cells, solved):
             inside = [*(f"    # {line}" for line in why), *lines]
             inside = ["    ### BEGIN SOLUTION", *inside, "    ### END SOLUTION"]
         text.source = FOLD.sub("", text.source)
-        cell.source = cell.source.replace(
-            "    return None", "\n".join([*inside, "    return None"]), 1
-        )
+        cell.source = cell.source.replace(RETURN, "\n".join([*inside, RETURN]), 1)
         _mark(cell, solution=True)
         test = [f"# {points} of the points, if the check above says: right"]
         if solved:
