@@ -298,7 +298,7 @@ def test_a_notebook_without_exercises(tmp_path, ran_nothing):
     nbformat.write(notebook, path)
     assert "tiny has no exercises in part one" in refused(path, "--out", tmp_path / "lab")
     cell(notebook, "exercise-advantage").metadata.tags = ["exercise"]
-    notebook.cells = notebook.cells[-7:]  # begins with it
+    notebook.cells = notebook.cells[-6:]  # begins with it
     for part in notebook.cells:
         del part["id"]
     notebook.nbformat_minor = 4

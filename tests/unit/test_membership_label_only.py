@@ -284,6 +284,20 @@ def test_direction_is_the_same_in_any_chunks(monkeypatch):
     assert torch.allclose(whole, walk.estimate_direction(*asked), atol=1e-6)
 
 
+def test_the_walk_takes_the_direction_that_it_is_given(setting):
+    pools, victims = setting
+    asked = victims.predict(0), pools.victim.images[:20], pools.victim.labels[:20], pools.own.images
+    predict_label, settings = Recorder(asked[0]), dict(num_steps=2, seed=5)
+    usual = attack.boundary_distances(predict_label, *asked[1:], **settings)
+
+    def backwards(*given):
+        return -walk.estimate_direction(*given)
+
+    for estimate, same in ((walk.estimate_direction, True), (backwards, False)):
+        found = attack.boundary_distances(predict_label, *asked[1:], **settings, estimate=estimate)
+        assert torch.equal(found.distances, usual.distances) is same
+
+
 def test_the_same_seed_gives_the_same_distances(setting):
     pools, victims = setting
     asked = pools.victim.images[:30], pools.victim.labels[:30], pools.own.images

@@ -2,32 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from vplib.exercises import judge
-
-
-def solve_clone_loss(logits, answers):
-    """The cross-entropy of the clone against the black box's probabilities, as a mean."""
-    return -(answers * logits.log_softmax(-1)).sum(-1).mean().item()
-
-
-def check_clone_loss(attempt) -> str | None:
-    """Checks the loss on answers that are not certain, where a label is not enough."""
-    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
-    answers = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
-    right = solve_clone_loss(logits, answers)
-    labels_only = F.cross_entropy(logits, answers.argmax(-1))
-    swapped = -(logits.softmax(-1) * answers.log()).sum(-1).mean()
-    mistakes = {
-        "take the mean over the images, not the sum, or the step grows with the batch": 2 * right,
-        "sum over the classes, and take the mean over the images only": right / 3,
-        "you trained on the black box's label only; its probabilities say more": labels_only,
-        "the roles are swapped: the black box's probabilities are the weights": swapped,
-        "the sign is wrong: a loss falls as the clone agrees more": -right,
-    }
-    why = "every class counts, weighted by the black box's probability of it"
-    hint = "sum answers times the log-softmax of the logits over classes, negate, take the mean"
-    return judge(attempt(logits.clone(), answers.clone()), right, why, mistakes, hint)
 
 
 def solve_agreement(clone, victim):
@@ -46,6 +23,46 @@ def check_agreement(attempt) -> str | None:
     why = "agreement asks what the victim says, not what is true"
     hint = "take the argmax of both answers, and the share of images where they are equal"
     return judge(attempt(clone.clone(), victim.clone()), 0.5, why, mistakes, hint)
+
+
+def solve_steal(ask, images, clone, budget, num_steps):
+    """Asks once about a random part of the images, and trains the clone on the answers."""
+    queries = images[torch.randperm(len(images))[:budget]]
+    answers = ask(queries)
+    optimizer = torch.optim.Adam(clone.parameters(), lr=0.01)
+    for _ in range(num_steps):
+        rows = torch.randint(budget, (64,))
+        optimizer.zero_grad()
+        F.cross_entropy(clone(queries[rows]), answers[rows]).backward()
+        optimizer.step()
+    return clone
+
+
+def check_steal(attempt) -> str | None:
+    """Steals a linear black box that is never sure, and counts what was asked about."""
+
+    def ask(queries):
+        asked.extend(tuple(query.flatten().tolist()) for query in queries)
+        return (queries.flatten(1)[:, :3] * 3).softmax(-1)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images, new, asked = *torch.rand(2, 400, 1, 2, 2), []
+        found = attempt(ask, images, nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), 100, 500)
+    if not isinstance(found, nn.Module):
+        return None if found is None else f"return the trained clone, not {type(found).__name__}"
+    spent, different = len(asked), len(set(asked) & set(map(tuple, images.flatten(1).tolist())))
+    said, right = found.eval()(new).softmax(-1), ask(new)
+    agreed = (said.argmax(-1) == right.argmax(-1)).double().mean()
+    off = (said - right).abs().sum(-1).mean()
+    mistakes = {
+        f"{spent} images were asked about, of 100: ask once, keep the answers": spent > 100,
+        "ask about different images of the pool, for repeats are paid for": different < spent,
+        f"only {spent} of the 100 queries were spent": spent < 100,
+        f"the clone agrees on {agreed:.0%} only: take all steps, downhill": agreed < 0.85,
+        "its labels are right, not how sure it is: train on the probabilities": off > 0.2,
+    }
+    return next((m for m, made in mistakes.items() if made), "right: a copy, within its budget")
 
 
 def solve_most_uncertain(probabilities, asked, num_new):

@@ -65,19 +65,11 @@ def check_shadow_attack(attempt) -> str | None:
     largest = torch.where(right, labels, labels ^ 1)
     sure = 0.7 + 0.2 * torch.rand(7, 40, 1, generator=draws)
     answers = ((1 - sure) / 3).expand(7, 40, 4).scatter(-1, largest[..., None], sure)
-    said = attempt(answers[:6], labels, members[:6], answers[6], labels)
-    inside = members[6]
+    said, inside = attempt(answers[:6], labels, members[:6], answers[6], labels), members[6]
     mistakes = {
-        "that is the probability of 'out': take the other column": (
-            lambda scores: ((scores < 0.5) == inside).all()
-        ),
-        "it cannot tell in from out: train each attack model on the examples of its class alone": (
-            lambda scores: ((scores - 0.5).abs() < 0.3).all()
-        ),
-        "members of two of these classes are answered less surely than others: let the attack "
-        "models learn from the shadows how members look": (
-            lambda scores: (((scores > 0.5) == inside) == (labels < 2)).all()
-        ),
+        "take the other column: that is 'out'": lambda s: ((s < 0.5) == inside).all(),
+        "fit each attack model on its class alone": lambda s: (s - 0.5).abs().max() < 0.3,
+        "learn it from the shadows, do not assume it": lambda s: ((s > 0.5) == right[6]).all(),
     }
     why = "an attack model for each class, which learns from the shadows and judges the victim"
     hint = "for each class: fit on the shadows' examples of it, score the victim's records of it"
