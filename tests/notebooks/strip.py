@@ -166,7 +166,7 @@ def write_states(root: Path = ROOT) -> None:
 
 def notebook_table(root: Path = ROOT) -> str:
     """README's table of notebooks and count of papers, from the notebooks and papers.csv."""
-    rows = ["| notebook | what happens | minutes | data | claims |", "|---|---|---|---|---|"]
+    rows = ["| notebook | what happens | study minutes | data | claims |", "|---|---|---|---|---|"]
     for name, notebook in in_course_order(root):
         about, said = notebook.metadata["vplib"], verified(notebook)
         counts = Counter(claim.outcome for claim in said)
@@ -186,7 +186,7 @@ def notebook_table(root: Path = ROOT) -> str:
 
 def course_table(root: Path = ROOT) -> str:
     """The table of notebooks/README.md: order, minutes and goals, from the notebooks."""
-    rows = ["| | notebook | minutes | core paper | you will learn |", "|---|---|---|---|---|"]
+    rows = ["| | notebook | study minutes | core paper | you will learn |", "|---|---|---|---|---|"]
     for number, (name, notebook) in enumerate(in_course_order(root)):
         about, first = notebook.metadata["vplib"], " ".join(notebook.cells[0].source.split())
         found = re.search(r"\*\*You will( learn)?\*\* (.*?)\. \*\*Time", first)
