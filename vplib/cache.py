@@ -9,11 +9,13 @@ import contextlib
 import dis
 import functools
 import hashlib
+import importlib.util
 import os
 import sys
 import types
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -22,8 +24,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vplib import paths
+from vplib import paths, threads
 
+FOREIGN = "the cached model {} is damaged or foreign: training anew"
 counts = {"reused": 0, "trained": 0}  # models of this process, for the reader of a notebook
 _told: set[str] = set()
 
@@ -34,37 +37,52 @@ def fingerprint(*parts) -> str:
     A model counts with its structure, its weights, which of them are frozen, and the attributes
     and hooks of its modules; a function with its code, its defaults, the variables of enclosing
     functions and the globals it reads; an object with its class and what pickle would take of it.
-    What is torch's, Python's or another installed package's counts by name. Not seen: what a
-    function imports itself, and the inside of what cannot be pickled and has no attributes (a
-    lock, a generator).
+    What is torch's, Python's or another installed package's counts by name.
 
     Args:
         *parts: what to hash, in order.
+
+    Raises:
+        TypeError: a value does not tell what it holds: a lock, a generator, an open file.
     """
     return _digest(parts, {}, 0).hex()
 
 
 def kept(
-    parts: tuple | None, compute: Callable[[], dict[str, Tensor]], num_models: int = 1
+    parts: tuple | None,
+    compute: Callable[[], dict[str, Tensor]],
+    like: dict[str, Tensor],
+    num_models: int = 1,
 ) -> dict[str, Tensor]:
     """What `compute` returns: from the disk where equal parts led to it before, else computed now.
+
+    It is computed on one core, or what is kept would depend on how many there were.
 
     Args:
         parts: everything that decides the result, for `fingerprint`: data, settings, seed, device,
             and the code (a function counts with what it calls); torch's version is added here.
-            None computes anew and keeps nothing.
+            None computes anew and keeps nothing, and so does a part that cannot be hashed.
         compute: makes the result, tensors by name; it is called only where there is none.
+        like: tensors of the names, shapes and types of the result; what has others is not believed.
         num_models: how many models that is, for `counts`.
 
     Returns:
         The tensors by name, detached and on the CPU, whether computed or read.
     """
-    key = None if parts is None else fingerprint(torch.__version__, *parts)
-    state = key and read(key)
+    key = state = None
+    if parts is not None:
+        try:
+            key = fingerprint(torch.__version__, *parts)
+        except Exception as error:  # whatever a stranger's value does when it is looked into
+            _tell("what is trained here cannot be kept ({}); the next run trains again", error)
+    if key and (state := read(key)) and _forms(state) != _forms(like):
+        state = _tell(FOREIGN, _path(key))
     counts["reused" if state else "trained"] += num_models
     if not state:
+        with threads.one_thread():
+            found = compute()
         # A copy, since safetensors refuses tensors that share memory, as tied weights do.
-        state = {name: value.detach().cpu().clone() for name, value in compute().items()}
+        state = {name: value.detach().cpu().clone() for name, value in found.items()}
         if key:
             write(key, state)
     return state
@@ -78,6 +96,8 @@ def read(key: str) -> dict[str, Tensor] | None:
     """
     path = _path(key)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("no regular file")
         with safetensors.safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -87,8 +107,7 @@ def read(key: str) -> dict[str, Tensor] | None:
         _tell("the cached model {} cannot be read ({}): training anew", path, error)
         return None
     if said.get("key") != key or said.get("contents") != fingerprint(dict(sorted(state.items()))):
-        _tell("the cached model {} is damaged or foreign: training anew", path)
-        return None
+        return _tell(FOREIGN, path)
     return state
 
 
@@ -142,8 +161,13 @@ def _path(key: str) -> Path:
     return paths.cache_root() / "models" / key[:2] / f"{key}.safetensors"
 
 
+def _forms(state: dict[str, Tensor]) -> dict:
+    return {name: (value.shape, value.dtype) for name, value in state.items()}
+
+
 _OF_ANY_MODULE = set(vars(nn.Module()))
-_PLAIN = {type(None), type(...), bool, int, float, complex, str, bytes}
+_WRAPPERS = types.MethodType, staticmethod, classmethod, property, functools.cached_property
+_PLAIN = {type(None), type(...), bool, int, float, complex, str, bytes, torch.layout}
 
 
 def _digest(part, seen: dict, depth: int) -> bytes:
@@ -178,7 +202,7 @@ def _contents(part) -> tuple[str, Iterable]:
     kind = f"{type(part).__module__}.{type(part).__qualname__}"
     if isinstance(part, Tensor):
         return f"tensor {part.dtype} {tuple(part.shape)}", ()
-    if isinstance(part, np.ndarray) and not part.dtype.hasobject:
+    if type(part) is np.ndarray and not part.dtype.hasobject:
         return f"array {part.dtype} {part.shape}", (part.tobytes(),)
     if isinstance(part, nn.Module):
         modules = list(part.named_modules(remove_duplicate=False))
@@ -203,19 +227,20 @@ def _contents(part) -> tuple[str, Iterable]:
         return kind, (part.co_code, part.co_exceptiontable, part.co_flags, *names, *part.co_consts)
     if isinstance(part, types.ModuleType):
         return kind, (part.__name__,)
-    if isinstance(part, (types.MethodType, staticmethod, classmethod, property)):
-        names = ("__self__", "__func__", "fget", "fset", "fdel")
+    if isinstance(part, _WRAPPERS):
+        names = ("__self__", "__func__", "fget", "fset", "fdel", "func")
         return kind, [getattr(part, name, None) for name in names]
     if isinstance(part, types.CellType):
         with contextlib.suppress(ValueError):  # not filled yet
             return kind, (part.cell_contents,)
-    attributes = getattr(part, "__dict__", None)
+    if isinstance(part, weakref.ref):  # an LSTM has them to its weights
+        return kind, (part(),)
     try:
         made = part.__reduce_ex__(4)
-    except Exception:  # no pickle for it
-        return kind, (type(part), attributes)
+    except Exception:
+        raise TypeError(f"a {kind} does not tell what it holds") from None
     if isinstance(made, str):
-        return kind, (getattr(part, "__module__", None), made, attributes)
+        return kind, (getattr(part, "__module__", None), made, getattr(part, "__dict__", None))
     return kind, (type(part), *made[:3], *(list(more or ()) for more in made[3:5]))
 
 
@@ -228,8 +253,11 @@ def _code(function: types.FunctionType) -> Iterator:
         yield f"{home}.{code.co_qualname}"
         return
     yield code
-    loaded, names = _names(code)
+    loaded, imported, names = _names(code)
     found, opened = [(name, space[name]) for name in loaded if name in space], []
+    for name in imported:
+        with contextlib.suppress(ImportError, ValueError):  # where the function gets none, too
+            found.append((name, not _installed(name) and importlib.import_module(name)))
     for name, value in found:
         yield name
         yield value
@@ -240,16 +268,17 @@ def _code(function: types.FunctionType) -> Iterator:
 
 
 @functools.cache
-def _names(code: types.CodeType) -> tuple[list[str], list[str]]:
-    """The globals that a code reads, that of inner functions included, and all names in it."""
+def _names(code: types.CodeType) -> list[list[str]]:
+    """The globals that a code reads, the modules that it imports, and all names in it.
+
+    Those of inner functions are included.
+    """
+    own = [set(), set(), set(code.co_names)]
+    for i in dis.get_instructions(code):
+        if i.opname in ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"):
+            own[i.opname == "IMPORT_NAME"].add(i.argval)
     inner = [_names(const) for const in code.co_consts if isinstance(const, types.CodeType)]
-    loads = [
-        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    ]
-    return (
-        sorted({*loads, *(n for loaded, _ in inner for n in loaded)}),
-        sorted({*code.co_names, *(n for _, names in inner for n in names)}),
-    )
+    return [sorted(one.union(*others)) for one, *others in zip(own, *inner, strict=True)]
 
 
 @functools.cache
@@ -258,7 +287,8 @@ def _installed(module: str) -> bool:
     top = module.split(".")[0]
     if top in ("vplib", "__main__"):  # a kernel's __main__ says it is of ipykernel
         return module == __name__
-    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    found = sys.modules.get(top) or importlib.util.find_spec(top)
+    file = getattr(found, "__file__", None) or getattr(found, "origin", None) or ""
     return top in {*sys.stdlib_module_names, "torch"} or bool(
         {"site-packages", "dist-packages"} & set(Path(file).parts)
     )
@@ -268,7 +298,8 @@ def _members(kind: type) -> dict:
     """What a class that is not of an installed package computes with, by name."""
     if _installed(kind.__module__):
         return {}
-    return {k: v for k, v in vars(kind).items() if not k.startswith("__") or callable(v)}
+    own = {k: v for k, v in vars(kind).items() if not k.startswith("__") or callable(v)}
+    return {k: v for k, v in own.items() if k != "_abc_impl"}  # what ABCs remember of others
 
 
 def _tell(template: str, *about) -> None:

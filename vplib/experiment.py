@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vplib import claims
+from vplib import claims, threads
 from vplib.claims import Claims as Claims  # for notebooks, as `record`
 from vplib.recorded import display, emit
 from vplib.recorded import record as record
@@ -31,27 +31,36 @@ def nearest(name: str, known) -> str:
 def seed_everything(seed: int) -> None:
     """Seeds Python, numpy and torch, so that two runs of a notebook on one machine are equal.
 
+    From then on the process computes on one core: with more, results would depend on how many.
+
     Args:
         seed: any integer from 0 up to 2^32 - 1.
 
     Raises:
         ValueError: the seed is no such integer.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer from 0 to 4294967295, not {seed!r}")
+    check_seed(seed)
     import torch
 
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    threads.stay_on_one()
 
 
-def device(name: str = "auto") -> "torch.device":
+def check_seed(seed: int) -> None:
+    """Refuses what `seed_everything` does not take, with a ValueError."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 4294967295, not {seed!r}")
+
+
+def device(name: str = "auto", there: bool = True) -> "torch.device":
     """The device that experiments run on.
 
     Args:
         name: "auto" takes a CUDA GPU where there is one and the CPU elsewhere; otherwise a torch
             device name such as "cpu", "cuda" or "mps".
+        there: whether this machine must have it.
 
     Raises:
         ValueError: torch knows no such device, or this machine has none.
@@ -62,13 +71,15 @@ def device(name: str = "auto") -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(name)
-        torch.empty(1, device=chosen)
+        if there:
+            torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"DEVICE {name!r} does not work here ({reason}); use 'auto'") from None
     return chosen
 
 
+PROFILES = ("lab", "paper", "rehearsal")
 SHAPES = ("image_size", "batch_size", "channels", "hidden", "code")  # ends of names: no counts
 
 
@@ -92,14 +103,19 @@ def profile(name: str, *, lab: dict, paper: dict) -> SimpleNamespace:
     Raises:
         ValueError: there is no such profile, or one lacks a setting that the other has.
     """
+    check_profile(name)
     profiles = {"lab": lab, "paper": paper}
-    if name not in (known := (*profiles, "rehearsal")):
-        raise ValueError(f"unknown profile {name!r}; {nearest(name, known)}")
     for label, settings in profiles.items():
         if missing := {*lab, *paper} - set(settings):
             raise ValueError(f"profile {label!r} lacks {', '.join(sorted(missing))}")
     claims.rehearsing = name == "rehearsal"
     return SimpleNamespace(**(profiles.get(name) or _rehearsal(lab, paper)))
+
+
+def check_profile(name: str) -> None:
+    """Refuses what is no profile, with a ValueError that offers the nearest."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; {nearest(name, PROFILES)}")
 
 
 def _rehearsal(lab: dict, paper: dict) -> dict:

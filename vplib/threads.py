@@ -1,5 +1,6 @@
-"""How many cores a computation takes: small ones take one."""
+"""On how many cores a computation runs: on one, so that its result is the same on any machine."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +15,16 @@ if TYPE_CHECKING:  # the process of an encrypted server needs none of torch
 
 @contextmanager
 def one_thread(images: "Tensor | None" = None) -> Iterator[None]:
-    """Small products run on one core inside, torch's and those of numpy's BLAS.
+    """What runs on the CPU inside runs on one core: torch's products, and those of numpy's BLAS.
 
-    A second one gains little on them, and where others want it too (thirty students on one
-    server, two test workers) waiting for it costs twenty times as much.
+    A sum that several cores share is rounded otherwise, and training makes another model of that.
+    Besides, where others want the second core (thirty students on one server, two test workers),
+    waiting for it costs ten to twenty times what it gains.
 
     Args:
-        images: (N, ...) what is computed on; large ones, and other devices, keep their threads.
-            None: all products inside are small.
+        images: what is computed on; on another device, threads stay as they are.
     """
-    if images is not None and (images.device.type != "cpu" or images[0].numel() >= 2048):
+    if images is not None and images.device.type != "cpu":
         yield
         return
     torch = sys.modules.get("torch")
@@ -36,6 +37,15 @@ def one_thread(images: "Tensor | None" = None) -> Iterator[None]:
         finally:
             if torch:
                 torch.set_num_threads(before)
+
+
+def stay_on_one() -> None:
+    """From here on, this process computes on one core, and so do those that it starts."""
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # of what is loaded later
+    torch.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)
 
 
 @cache

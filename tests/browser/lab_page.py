@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def open_and_run(page, path: str, seconds: float = 240) -> None:
         AssertionError: a cell ended with an error (its text is shown) or did not run in time.
     """
     # A workspace of its own: the default one would open the last test's notebook again.
-    page.goto(f"/lab/workspaces/{secrets.token_hex(4)}/tree/{path}")
+    page.goto(f"/lab/workspaces/{secrets.token_hex(4)}/tree/{urllib.parse.quote(path)}")
     _wait(
         page,
         lambda s: s["path"] == path and s["ready"] and s["cells"] and s["kernel"] == "idle",

@@ -1,6 +1,7 @@
 """Trained models on disk: found again, never mistaken, never half, whatever happens to them."""
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import errno
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import types
 import warnings
@@ -27,6 +29,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from vplib import cache, models, paths, seeding, training
+from vplib.nets import gan
 from vplib.nets import stacked as batched
 from vplib.runner.cli import cli
 
@@ -61,7 +64,11 @@ def same(a, b):
 
 def contents(ensemble):
     """A hash of all weights, for another process to compare."""
-    return cache.fingerprint(dict(sorted(ensemble.state.items())))
+    return contents_of(ensemble.state)
+
+
+def contents_of(state):
+    return cache.fingerprint(dict(sorted(state.items())))
 
 
 def whole_files():
@@ -154,26 +161,76 @@ def test_what_is_kept_is_computed_once_and_read_after():
         weights = torch.arange(6.0).view(2, 3).requires_grad_()
         return {"weights": weights, "tied": weights, "turned": weights.t(), "count": torch.ones(())}
 
-    first, second = (cache.kept((compute.__name__, 0.5), compute, num_models=3) for _ in range(2))
+    like = {"weights": torch.zeros(2, 3), "turned": torch.zeros(3, 2), "count": torch.zeros(())}
+    like["tied"] = like["weights"]
+    key = compute.__name__, 0.5
+    first, second = (cache.kept(key, compute, like, num_models=3) for _ in range(2))
     assert len(asked) == 1 and cache.counts == {"reused": 3, "trained": 3}
     for found in (first, second):
         assert list(found["turned"].shape) == [3, 2] and found["turned"][2].tolist() == [2, 5]
         assert torch.equal(found["tied"], torch.arange(6.0).view(2, 3)) and found["count"] == 1
         assert not any(value.requires_grad for value in found.values())
-    assert cache.kept((compute.__name__, 0.25), compute).keys() == first.keys() and len(asked) == 2
+    assert cache.kept(("other",), compute, like).keys() == first.keys() and len(asked) == 2
     assert cache.counts == {"reused": 3, "trained": 4} and len(whole_files()) == 2
 
 
 def test_nothing_is_kept_without_parts(place):
-    found = [cache.kept(None, lambda: {"a": torch.ones(2)})["a"].tolist() for _ in range(2)]
+    made = {"a": torch.ones(2)}
+    found = [cache.kept(None, lambda: made, made)["a"].tolist() for _ in range(2)]
     assert found == [[1, 1]] * 2 and cache.counts == {"reused": 0, "trained": 2}
     assert not place.exists()
 
 
 def test_another_torch_computes_anew(monkeypatch):
-    cache.kept(("a",), lambda: {"a": torch.ones(1)})
+    one, zero = {"a": torch.ones(1)}, {"a": torch.zeros(1)}
+    cache.kept(("a",), lambda: one, one)
     monkeypatch.setattr(torch, "__version__", torch.__version__ + ".1")
-    assert cache.kept(("a",), lambda: {"a": torch.zeros(1)})["a"] == 0
+    assert cache.kept(("a",), lambda: zero, one)["a"] == 0
+
+
+UNKNOWN = {
+    "a lock": lambda: threading.Lock(),
+    "a generator": lambda: (i for i in range(3)),
+    "an open file": lambda: open(os.devnull),
+    "a function that holds one": lambda: (lambda held: lambda x: held)(threading.Lock()),
+    "an object that holds one": lambda: types.SimpleNamespace(lock=threading.Lock()),
+    "an object that cannot be looked into": lambda: Closed(),
+    "a tensor without values": lambda: torch.zeros(3, device="meta"),
+    "a sparse tensor": lambda: torch.eye(3).to_sparse(),
+    "lists without an end": lambda: functools.reduce(lambda held, _: [held], range(5000), []),
+}
+
+
+class Closed:
+    def __reduce_ex__(self, protocol):
+        raise OSError("closed")
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_what_is_unknown_is_computed_anew_and_said_once(unknown, place):
+    value, made = UNKNOWN[unknown](), iter(range(9))
+    with pytest.warns(UserWarning) as record:
+        for _ in range(2):
+            state = cache.kept(
+                (1, value), lambda: {"a": torch.tensor(next(made))}, {"a": torch.tensor(0)}
+            )
+    (text,) = told(record)
+    assert text.startswith("what is trained here cannot be kept (") and len(text) < 200
+    assert state["a"] == 1 and not place.exists()
+    with contextlib.suppress(AttributeError):
+        value.close()
+
+
+def test_an_unknown_part_of_a_loss_trains_anew():
+    held = threading.Lock()
+
+    def loss(outputs, labels):
+        with held:
+            return nn.functional.cross_entropy(outputs, labels)
+
+    with pytest.warns(UserWarning, match="cannot be kept .a _thread.lock does not tell what it h"):
+        first, second = (train(loss=loss, form="loop") for _ in range(2))
+    assert same(first, second) and cache.counts == {"reused": 0, "trained": 2 * CHUNK}
 
 
 # What decides a model
@@ -338,6 +395,16 @@ def test_the_code_of_a_module_changes_the_key(key, before, after):
     assert NET.count(before) == 1
     first, second = (typed(NET.replace(before, text)) for text in (before, after))
     assert key(build=first, form="loop") != key(build=second, form="loop")
+
+
+def test_what_torch_makes_models_of_can_be_kept():
+    def made():
+        torch.manual_seed(0)
+        normed = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        return nn.LSTM(3, 3), nn.TransformerEncoderLayer(8, 2), normed, torch.strided, torch.device
+
+    with torch.random.fork_rng():
+        assert cache.fingerprint(made()) == cache.fingerprint(made())
 
 
 def test_equal_code_typed_elsewhere_does_not_change_the_key(key):
@@ -529,11 +596,58 @@ CELLS = {  # in each, VALUE decides what `found` computes
         def found(x):
             try: return x.a
             except AttributeError: return VALUE""",
+    "the middle of an array": """
+        weights = np.zeros(2000); weights[1000] = VALUE
+        def found(o, t): return (o * weights).sum()""",
+    "the mask of an array": """
+        found = np.ma.array([1.0, 2.0], mask=[VALUE > 0.5, False])""",
+    "a list of tensors": """
+        weights = [torch.zeros(2000) for _ in range(3)]; weights[1][1000] = VALUE
+        def found(o, t): return sum((o * w).sum() for w in weights)""",
+    "a list of functions": """
+        steps = [lambda x: x + 1, lambda x: x * VALUE]
+        def found(o, t): return steps[1](steps[0](o)).sum()""",
+    "a helper": """
+        def inner(x): return x * VALUE
+        def found(o, t): return inner(o).sum()""",
+    "a helper that the function imports": """
+        import sys
+        mine = sys.modules["mine_alone"] = types.ModuleType("mine_alone")
+        exec("def inner(x): return x * VALUE", vars(mine))
+        def found(o, t):
+            from mine_alone import inner
+            import no_such_module_anywhere
+            return inner(o).sum()""",
+    "a method of an object that is called": """
+        class Scale:
+            def __init__(self, v): self.v = v
+            def __call__(self, x): return x * self.v
+        scale = Scale(VALUE)
+        def found(o, t): return scale(o).sum()""",
+    "an abstract class": """
+        import abc
+        class Loss(abc.ABC):
+            @abc.abstractmethod
+            def of(self): return VALUE
+        found = Loss""",
+    "a cached property": """
+        class Loss:
+            @functools.cached_property
+            def v(self): return VALUE
+        found = Loss()""",
+    "what a weak reference refers to": """
+        import weakref
+        class Held: pass
+        held = Held()
+        held.v = VALUE
+        def found(x, held=held, reference=weakref.ref(held)): return x * reference().v""",
     "a generator's state": "found = torch.Generator().manual_seed(int(10 * VALUE))",
     "a numpy generator's state": "found = np.random.default_rng(int(10 * VALUE))",
     "a model's number": MODEL.format("VALUE"),
     "a model's tensor": MODEL.format("torch.tensor(VALUE)"),
     "a model's function": MODEL.format("(lambda v: lambda x: x * v)(VALUE)"),
+    "a model's pre-hook": MODEL.format("None")
+    + "\nfound[0].register_forward_pre_hook(lambda m, x, v=VALUE: (x[0] * v,))",
     "a model's partial": MODEL.format("functools.partial(torch.mul, VALUE)"),
     "a model's dict": MODEL.format("{'a': {'b': VALUE}}"),
     "a model's object": MODEL.format("types.SimpleNamespace(v=[VALUE])"),
@@ -685,6 +799,42 @@ def test_a_model_under_another_models_name(undisturbed):
     assert len(whole_files()) == CHUNKS
 
 
+ALIKE = {
+    "another name": lambda s: {f"{name}_": value for name, value in s.items()},
+    "a name more": lambda s: s | {"more": torch.zeros(1)},
+    "a name less": lambda s: dict(list(s.items())[1:]),
+    "another shape": lambda s: {name: value.flatten() for name, value in s.items()},
+    "fewer models": lambda s: {name: value[:-1] for name, value in s.items()},
+    "another type": lambda s: {name: value.double() for name, value in s.items()},
+}
+
+
+@pytest.mark.parametrize("change", ALIKE.values(), ids=ALIKE)
+def test_a_valid_hash_over_other_names_and_shapes_is_not_believed(change):
+    first = train()
+    (path,) = whole_files()
+    cache.write(path.stem, change(cache.read(path.stem)))
+    assert cache.read(path.stem) is not None  # whole, and of this key
+    with pytest.warns(UserWarning, match="is damaged or foreign: training anew"):
+        assert same(train(), first)
+    assert same(train(), first)
+    assert cache.counts == {"reused": CHUNK, "trained": 2 * CHUNK}
+
+
+def test_a_generator_of_another_shape_is_not_believed():
+    def fitted():
+        make = lambda: nn.ModuleList(gan.dcgan((1, 8, 8), 2))  # noqa: E731
+        nets, images = seeding.initialized(make, 0), torch.rand(6, 1, 8, 8)
+        return gan.fit_gan(*nets, images.fill_(0.5), num_steps=1, batch_size=4).state_dict()
+
+    first = fitted()
+    (path,) = whole_files()
+    cache.write(path.stem, {"weight": torch.zeros(3)})
+    with pytest.warns(UserWarning, match="is damaged or foreign: training anew"):
+        assert contents_of(fitted()) == contents_of(first)
+    assert cache.counts == {"reused": 0, "trained": 2}
+
+
 def test_no_flipped_bit_is_believed():
     train()
     (path,) = whole_files()
@@ -730,6 +880,17 @@ def test_each_kind_of_trouble_is_told_once(undisturbed):
         assert same(train(CHUNK * CHUNKS), undisturbed)
     assert len(told(record)) == 2
     assert {"cannot be read" in text for text in told(record)} == {True, False}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_where_the_file_should_be_is_not_waited_for():
+    first = train()
+    (path,) = whole_files()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.warns(UserWarning, match="cannot be read .no regular file.: training anew"):
+        assert same(train(), first)
+    assert path.is_file() and same(train(), first)  # it was replaced
 
 
 def test_a_folder_where_the_file_should_be(monkeypatch):

@@ -358,8 +358,8 @@ def test_celebas_landmarks_follow_the_image_size(root, monkeypatch, size):
 @pytest.mark.parametrize("name", ["omniglot", "lfw", "celeba"])
 def test_only_the_chosen_images_are_decoded(name, root, monkeypatch):
     WRITERS[name](root, monkeypatch)
-    opened, real = [], Image.open
-    monkeypatch.setattr(stored.Image, "open", lambda file: opened.append(file) or real(file))
+    opened, real = [], stored.open_image
+    monkeypatch.setattr(stored, "open_image", lambda file: opened.append(file) or real(file))
     datasets.load(name, "all", num_images=2)
     assert len(opened) == 2
     opened.clear()
@@ -440,8 +440,91 @@ def test_damaged(name, how, root, monkeypatch):
     with pytest.raises(DatasetUnavailable) as error:
         datasets.load(name, "all")
     message = str(error.value)
-    assert message.startswith(f"dataset {name!r} at {place} is damaged (")
-    assert message.endswith("). Delete it and run again.") and "\n" not in message
+    if how == "missing" and name in ("fashion_mnist", "cifar10", "cifar100"):  # no picture of many
+        file = file.relative_to(place).as_posix()
+        assert message.startswith(f"dataset {name!r} at {place} lacks {file}: copy it there; or")
+    else:
+        assert message.startswith(f"dataset {name!r} at {place} is damaged (")
+        assert message.endswith("). Delete it and run again.")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "from_", "to", "said"),
+    [
+        ("omniglot", "images_evaluation", "images_evaluation.zip", "lacks {}/: unpack {}.zip to"),
+        ("omniglot", "images_evaluation", "python/images_evaluation", "lacks {}/: move python/{}"),
+        ("celeba", "img_align_celeba", "img_align_celeba.zip", "lacks {}/: unpack {}.zip to it"),
+        ("celeba", "identity_CelebA.txt", "Anno/identity_CelebA.txt", "lacks {}: move Anno/{} to"),
+        ("lfw", "lfw_funneled", "lfw-funneled.tgz", "lacks {}/: unpack lfw-funneled.tgz to it"),
+        ("cifar10", "batches.meta", "batches.meta.txt", "lacks {}: move batches.meta.txt to it"),
+        ("cifar100", "test", "gone", "lacks {}: copy it there"),
+        ("fashion_mnist", "raw/t10k-labels-idx1-ubyte", "raw/t10k-labels-idx1-ubyte.gz", "{}.gz"),
+    ],
+)
+def test_copied_by_hand(name, from_, to, said, root, monkeypatch):
+    _, place = WRITERS[name](root, monkeypatch)
+    for left in place.glob("*.zip"):
+        left.unlink()
+    (place / to).parent.mkdir(exist_ok=True)
+    if to.endswith((".zip", ".tgz")):
+        shutil.rmtree(place / from_)
+        (place / to).write_bytes(b"packed")
+    else:
+        (place / from_).replace(place / to)
+    with pytest.raises(DatasetUnavailable) as error:
+        datasets.load(name, "all")
+    message = str(error.value).replace(f"{place}/", "")
+    assert message.startswith(f"dataset {name!r} at {place} lacks {from_}")
+    assert said.format(from_, from_) in message and "damaged" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "place"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
+        ("cifar100", "cifar-100-python.tar.gz", "cifar-100-python"),
+        ("lfw", "sklearn/lfw-funneled.tgz", "sklearn/lfw_home"),
+    ],
+)
+def test_a_set_that_is_packed_must_be_unpacked(name, packed, place, root):
+    (root / packed).parent.mkdir(parents=True)
+    (root / packed).write_bytes(b"packed")
+    said = f"{name!r} is not at {root / place}, but {root / packed} is: unpack it there, and run"
+    with pytest.raises(DatasetUnavailable, match=re.escape(said)):
+        datasets.load(name)
+
+
+def test_one_part_of_fashion_mnist_does_alone(root, monkeypatch):
+    file, place = write_fashion_mnist(root, monkeypatch)
+    whole = datasets.load("fashion_mnist", "test")
+    file.unlink()
+    assert torch.equal(datasets.load("fashion_mnist", "test").images, whole.images)
+    assert whole.classes[0] == "T-shirt/top"
+
+
+@pytest.mark.parametrize("name", ["omniglot", "lfw"])
+def test_hidden_files_of_another_system_are_not_counted(name, root, monkeypatch):
+    file, _ = WRITERS[name](root, monkeypatch)
+    whole = datasets.load(name, "all")
+    file.with_name(f"._{file.name}").write_bytes(b"of a Mac")
+    (file.parent.with_name("._folder")).mkdir()
+    assert torch.equal(datasets.load(name, "all").images, whole.images)
+
+
+@pytest.mark.parametrize("how", ["eps", "huge", "pipe"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_hostile_picture_is_damage(how, root, monkeypatch):
+    file, _ = write_lfw(root, monkeypatch)
+    file.unlink()
+    if how == "eps":
+        file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 250 250\n")
+    elif how == "huge":
+        Image.new("1", (13_000, 13_000)).save(file, "PNG")
+    elif hasattr(os, "mkfifo"):
+        os.mkfifo(file)
+    with pytest.raises(DatasetUnavailable, match=f"damaged .{file.name}: .*Delete it and run"):
+        datasets.load("lfw", "all")
 
 
 @ALL

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
@@ -62,12 +63,16 @@ def service(monkeypatch):
         yield running
 
 
-def post(url, body, path="/predict"):
+def post(url, body, path="/predict", **headers):
     """The status and the body of the answer to a raw request."""
     with closing(HTTPConnection(url.removeprefix("http://"), timeout=10)) as line:
-        line.request("POST", path, body)
-        answer = line.getresponse()
-        return answer.status, answer.read()
+        return post_on(line, body, path, {"Content-Type": http.FORM} | headers)
+
+
+def post_on(line, body, path, headers):
+    line.request("POST", path, body, headers)
+    answer = line.getresponse()
+    return answer.status, answer.read()
 
 
 def wire(images, name="images"):
@@ -185,6 +190,138 @@ def test_what_the_model_says_of_wrong_images_is_not_told_either():
 
 
 @needs_http
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda p: p.to(torch.complex64),
+        lambda p: p.to(torch.complex128),
+        lambda p: p.to_sparse(),
+        lambda p: p[:, :0],
+        lambda p: p.numpy(),
+        lambda p: None,
+    ],
+)
+@pytest.mark.parametrize("answers", ["probabilities", "labels"])
+def test_an_answer_that_http_has_no_form_for_is_500_and_free(odd, answers):
+    endpoint = Endpoint(lambda x: odd(model(x)), answers=answers)
+    if answers == "probabilities":  # none of no classes can be masked
+        endpoint = Endpoint(lambda x: odd(model(x)), top_k=1)
+    with http.serve(endpoint) as running:
+        status, said = post(running.url, wire(some(1)))
+        assert status == 500 and b"nothing was counted" in said and endpoint.queries == 0
+
+
+@needs_http
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),  # what a page may send anywhere unasked
+        ({"Content-Type": "multipart/form-data; boundary=x"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": ""}, 415),
+        ({"Host": "evil.example"}, 400),  # a name that was pointed at this machine afterwards
+        ({"Host": "127.0.0.1.evil.example"}, 400),
+        ({"Host": ""}, 400),
+        ({"Host": "localhost"}, 200),
+    ],
+)
+def test_a_web_page_cannot_spend_the_budget(service, headers, status):
+    found, said = post(service.url, wire(some(3)), **headers)
+    assert found == status and said
+    assert http.Client(service.url).queries == (3 if status == 200 else 0)
+
+
+@needs_http
+def test_no_content_type_at_all_and_a_browsers_question_are_refused(service):
+    with closing(HTTPConnection(service.url.removeprefix("http://"), timeout=10)) as line:
+        assert post_on(line, wire(some(3)), "/predict", {})[0] == 415
+        line.request("OPTIONS", "/predict", headers={"Origin": "http://evil.example"})
+        answer = line.getresponse()
+        assert answer.status == 405 and not answer.getheader("Access-Control-Allow-Origin")
+    assert http.Client(service.url).queries == 0
+
+
+@needs_http
+def test_requests_on_one_connection_do_not_wait_for_each_other(service):
+    with closing(HTTPConnection(service.url.removeprefix("http://"), timeout=10)) as line:
+        seconds = []
+        for _ in range(15):
+            begin = time.perf_counter()
+            assert post_on(line, wire(some(1)), "/predict", {"Content-Type": http.FORM})[0] == 200
+            seconds.append(time.perf_counter() - begin)
+    assert sorted(seconds)[3] < 0.03  # 0.04 of waiting and more without TCP_NODELAY
+
+
+def ended(line):
+    """Whether the other side has ended a connection."""
+    try:
+        while line.recv(1000):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+@needs_http
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /pre",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+        b"Content-Length: 900\r\n\r\nabc",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",  # whole and answered, then silent
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HT",
+    ],
+)
+def test_a_connection_that_only_waits_is_ended(sent, monkeypatch):
+    monkeypatch.setattr(http, "PATIENCE", 1.0)
+    with http.serve(Endpoint(model)) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=9) as line:
+            line.sendall(sent)
+            assert ended(line)
+        assert torch.equal(http.Client(running.url)(some(2)), model(some(2)))
+
+
+@needs_http
+def test_patience_is_with_the_client_and_not_with_the_model(monkeypatch):
+    monkeypatch.setattr(http, "PATIENCE", 1.0)
+    endpoint = Endpoint(lambda x: time.sleep(1.5) or model(x))
+    with http.serve(endpoint) as running:
+        assert torch.equal(http.Client(running.url)(some(2)), model(some(2)))
+
+
+NARROW = """
+import resource, time
+from vplib.victims import http
+from vplib.victims.endpoint import Endpoint
+http.PATIENCE = 1.0
+with http.serve(Endpoint(lambda images: images.flatten(1)[:, :3])) as service:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    print(service.url, flush=True)
+    time.sleep(60)
+"""
+
+
+@needs_http
+def test_idle_connections_do_not_block_an_honest_client():
+    pytest.importorskip("resource")
+    command = [sys.executable, "-c", NARROW]
+    with subprocess.Popen(command, stdout=-1, stderr=-3, text=True) as server:
+        url = server.stdout.readline().strip()
+        host, port = url.removeprefix("http://").split(":")
+        lines = [socket.create_connection((host, int(port))) for _ in range(120)]
+        try:
+            assert torch.equal(http.Client(url)(some(2)), some(2).flatten(1)[:, :3])
+        finally:
+            server.kill()
+            for line in lines:
+                line.close()
+
+
+@needs_http
 def test_a_shape_that_the_model_does_not_take_is_422_and_free():
     victim = models.mlp(SHAPE, 3)
     with http.serve(Endpoint(lambda x: victim(x).softmax(-1))) as running:
@@ -273,7 +410,8 @@ def test_twenty_clients_at_once():
 def test_a_client_that_hangs_up_does_not_stop_the_service(service):
     host = service.url.removeprefix("http://").split(":")
     with socket.create_connection((host[0], int(host[1]))) as line:
-        line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nabc")
+        line.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: ")
+        line.sendall(b"application/octet-stream\r\nContent-Length: 5000\r\n\r\nabc")
     assert post(service.url, wire(some(1)))[0] == 200
     assert post(service.url, b"", "/no/such/place")[0] == 404
 
@@ -292,6 +430,7 @@ def test_nobody_there():
         (b"220 this is a mail server\r\n", "does not answer"),
         (b"HTTP/1.0 200 OK\r\n\r\n<html>", "is no endpoint"),
         (b"HTTP/1.0 200 OK\r\n\r\n{}", "is no endpoint"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 10**5, "is no endpoint"),
         (b"HTTP/1.0 502 Bad Gateway\r\n\r\n", r"refused \(502\): no reason given"),
     ],
 )
@@ -320,17 +459,18 @@ def run_attack(victim):
     return attack.boundary_distances(victim, images, labels, some(30, seed=2), num_steps=3)
 
 
-class Failing:
+class Failing(Endpoint):
     """Answers so many calls, then breaks."""
 
     def __init__(self, after):
+        super().__init__(model, answers="labels")
         self.left = after
 
     def __call__(self, images):
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("power cut")
-        return model(images)
+        return super().__call__(images)
 
 
 @needs_http
@@ -338,7 +478,7 @@ def test_an_interrupted_attack_resumes_without_paying_twice(tmp_path):
     paid, save = {}, tmp_path / "answers"
     plain = Endpoint(model, answers="labels")
     expected = run_attack(plain)
-    first = Endpoint(Failing(11), answers="labels")
+    first = Failing(11)
     with http.serve(first) as running:
         with pytest.raises(http.ServiceError):
             run_attack(http.Client(running.url, save=save))
@@ -376,7 +516,7 @@ def test_a_write_that_is_cut_off_leaves_the_file_whole(tmp_path, service):
     client = http.Client(service.url, save=save)
     client(some(2))
     cut = sqlite3.connect(save)
-    cut.execute("INSERT INTO answers VALUES ('half', 'done')")
+    cut.execute("INSERT INTO answers VALUES ('half', 'done', 'and', 'bad')")
     cut.close()  # never committed, as when the process dies here
     again = http.Client(service.url, save=save)
     assert torch.equal(again(some(2)), model(some(2))) and again.reused == 2
@@ -390,6 +530,117 @@ def test_a_foreign_file_is_refused(tmp_path, service):
     assert (tmp_path / "photo.jpg").read_bytes() == b"\xff\xd8" * 2000
     with pytest.raises(ValueError, match="holds no saved answers"):
         http.Client(service.url, save=tmp_path / "no" / "such" / "folder")
+    for name, kind in (("pipe", os.mkfifo), ("folder", os.mkdir)):
+        kind(tmp_path / name)
+        with pytest.raises(ValueError, match="holds no saved answers"):
+            http.Client(service.url, save=tmp_path / name)
+    before = sqlite3.connect(tmp_path / "before")  # of a version without checksums
+    before.execute("CREATE TABLE answers (request TEXT, answer BLOB)")
+    before.close()
+    with pytest.raises(ValueError, match=r"holds no saved answers \(no such column"):
+        http.Client(service.url, save=tmp_path / "before")
+
+
+@needs_http
+@pytest.mark.parametrize(
+    "other",
+    [
+        Endpoint(lambda images: model(1 - images)),
+        Endpoint(model, answers="labels"),
+        Endpoint(model, top_k=1),
+        Endpoint(model, decimals=2),
+        Endpoint(models.mlp(SHAPE, 3)),
+    ],
+    ids=["model", "labels", "top_k", "decimals", "network"],
+)
+def test_a_file_serves_one_service_only(tmp_path, other):
+    save = tmp_path / "answers"
+    with http.serve(Endpoint(model, budget=9)) as running:
+        http.Client(running.url, save=save)(some(2))
+    before = save.read_bytes()
+    with http.serve(other) as running:
+        with pytest.raises(ValueError, match="holds the answers of another service .*name another"):
+            http.Client(running.url, save=save)
+    assert other.queries == 0 and save.read_bytes() == before
+    with http.serve(Endpoint(model)) as running:  # another budget is the same service
+        client = http.Client(running.url, save=save)
+        assert torch.equal(client(some(2)), model(some(2))) and client.reused == 2
+
+
+@needs_http
+def test_flipped_bits_never_change_an_answer(tmp_path, service):
+    save, asked = tmp_path / "answers", [some(2, seed) for seed in range(20)]
+    client = http.Client(service.url, save=save)
+    for images in asked:
+        client(images)
+    whole, outcomes = bytearray(save.read_bytes()), set()
+    used = [i for i, byte in enumerate(whole) if byte]  # most of the file is empty
+    for place in used[:: len(used) // 40]:
+        flipped = whole.copy()
+        flipped[place] ^= 1 << place % 8
+        save.write_bytes(flipped)
+        try:
+            with warnings.catch_warnings(record=True):
+                again = http.Client(service.url, save=save)
+        except ValueError as error:
+            assert "name another file" in str(error)
+            outcomes.add("refused")
+        else:
+            assert all(torch.equal(again(images), model(images)) for images in asked[:20:4])
+            outcomes.add("whole" if again.reused == 10 else "asked anew")
+    assert "asked anew" in outcomes
+
+
+@needs_http
+def test_a_damaged_answer_is_told_and_asked_anew(tmp_path, service):
+    save = tmp_path / "answers"
+    http.Client(service.url, save=save)(some(2))
+    with closing(sqlite3.connect(save)) as file, file:
+        file.execute("UPDATE answers SET answer = substr(answer, 1, 70) || x'00000000'")
+    with pytest.warns(UserWarning, match="1 of 1 answers in .* are damaged: asking them anew"):
+        again = http.Client(service.url, save=save)
+    assert torch.equal(again(some(2)), model(some(2))) and again.reused == 0
+
+
+@needs_http
+def test_a_full_disk_is_one_sentence_and_what_was_kept_stays(tmp_path, service, monkeypatch):
+    def full(client):
+        file = opened(client)
+        file.execute("PRAGMA max_page_count = 3")
+        return file
+
+    save, opened = tmp_path / "answers", http.Client._open
+    client = http.Client(service.url, save=save)
+    monkeypatch.setattr(http.Client, "_open", full)
+    with pytest.raises(OSError, match=r"cannot take the last answer \(database or disk is full\)"):
+        for seed in range(100):
+            client(some(2, seed))
+    monkeypatch.undo()
+    again = http.Client(service.url, save=save)
+    assert all(torch.equal(again(some(2, i)), model(some(2, i))) for i in range(seed))
+    assert again.reused == 2 * seed > 0
+
+
+@needs_http
+def test_a_file_that_cannot_be_written_is_refused_before_a_query(tmp_path, service, monkeypatch):
+    save = tmp_path / "answers"
+    http.Client(service.url, save=save)
+    real = sqlite3.connect
+    readonly = dict(database=f"file:{save}?mode=ro", uri=True)
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **_: real(**readonly))
+    with pytest.raises(ValueError, match="attempt to write a readonly database"):
+        http.Client(service.url, save=save)
+
+
+@needs_http
+def test_an_answer_of_nonsense_is_a_clear_error_and_not_kept(tmp_path, service, monkeypatch):
+    client, ask = http.Client(service.url, save=tmp_path / "answers"), http.Client._ask
+    for nonsense in (b"<html>", b"", safetensors.torch.save({}), wire(some(1))[:-1]):
+        monkeypatch.setattr(http.Client, "_ask", lambda *_, said=nonsense: said)
+        with pytest.raises(http.ServiceError, match="answers, but is no endpoint"):
+            client(some(1))
+    monkeypatch.setattr(http.Client, "_ask", ask)
+    assert torch.equal(http.Client(service.url, tmp_path / "answers")(some(1)), model(some(1)))
 
 
 SERVER = """
@@ -408,7 +659,8 @@ with http.serve(Endpoint(model, answers="labels")) as service:
 
 @needs_http
 def test_a_killed_server_is_a_clear_error_and_nothing_is_lost(tmp_path):
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    started = [sys.executable, "-c", SERVER]
+    server = subprocess.Popen(started, stdout=subprocess.PIPE, text=True)
     client = http.Client(server.stdout.readline().strip(), save=tmp_path / "answers")
     killer = threading.Timer(0.25, os.kill, (server.pid, signal.SIGKILL))
     killer.start()
@@ -418,12 +670,12 @@ def test_a_killed_server_is_a_clear_error_and_nothing_is_lost(tmp_path):
     server.wait()
     with closing(sqlite3.connect(tmp_path / "answers")) as file:
         assert file.execute("SELECT count(*) FROM answers").fetchone()[0] > 0
-    endpoint = Endpoint(model, answers="labels")
-    with http.serve(endpoint) as running:
-        again = http.Client(running.url, save=tmp_path / "answers")
+    with subprocess.Popen(started, stdout=subprocess.PIPE, text=True) as server:
+        again = http.Client(server.stdout.readline().strip(), save=tmp_path / "answers")
         found = run_attack(again)
         assert again.reused > 0
-        assert again.reused + endpoint.queries == found.queries.sum()
+        assert again.reused + again.queries == found.queries.sum()
+        server.kill()
 
 
 @needs_http

@@ -352,7 +352,7 @@ def test_exercises_accept_their_solution_and_notice_nothing(name, capsys):
     assert "not attempted yet" in capsys.readouterr().out
 
 
-def descend(stepper, sign=1, held=(0, 1), **settings):
+def descend(stepper, sign=1, held=(0, 1), rounds=60, **settings):
     """The attack as a reader might write it: which optimizer, on what, up or down."""
 
     def attempt(model, wanted, x, z, num_evaluations):
@@ -366,11 +366,14 @@ def descend(stepper, sign=1, held=(0, 1), **settings):
                 v.grad = slope
             return sign * value
 
-        for _ in range(num_evaluations):
+        for _ in range(rounds):
             optimizer.step(closure)
         return guess[0]
 
     return attempt
+
+
+LBFGS = dict(stepper=torch.optim.LBFGS, rounds=1, max_iter=60, line_search_fn="strong_wolfe")
 
 
 def without_graph(model, wanted, x, z, num_evaluations):
@@ -392,7 +395,8 @@ def failing(*_):
         ("image_from_linear", lambda w, b: w[1], "divide by it"),
         ("image_from_linear", lambda w, b: w, "return numbers of shape (4,)"),
         ("image_from_linear", lambda w, b: w.sum(0), "delta_i"),
-        ("dlg", descend(torch.optim.LBFGS, line_search_fn="strong_wolfe"), ": right"),
+        ("dlg", descend(**LBFGS, tolerance_grad=0, tolerance_change=0), ": right"),
+        ("dlg", descend(**LBFGS), "stopped early"),
         ("dlg", descend(torch.optim.Adam, held=[1]), "hold `x`"),
         ("dlg", descend(torch.optim.Adam, sign=-1, lr=0.1), "minimize"),
         ("dlg", descend(torch.optim.Adam, lr=0.01), "nearer, but not there"),

@@ -270,6 +270,32 @@ def test_image_row_draws_where_it_is_asked_to():
     assert values == [0, 1]  # on one scale, whatever an attack made of them
 
 
+@pytest.mark.parametrize("name", ["$x$ and $\\bad$", "\\$5 {", "_hidden", "caf\udce9"])
+@pytest.mark.parametrize(
+    ("draw", "times"),
+    [
+        (lambda name: plots.bars({name: 1.0}), 1),
+        (lambda name: plots.matrix(torch.ones(1, 1), [name], [name]), 2),
+        (lambda name: plots.image_strips({name: torch.rand(2, 1, 8, 8)}), 1),
+        (lambda name: plots.image_row(torch.rand(1, 1, 8, 8), [name])[0], 1),
+        (lambda name: plots.roc_curves({name: scores(victims=1)}), 1),
+        (lambda name: plots.line_with_band([1, 2], torch.rand(2, 3), name), 1),
+        (lambda name: plots.chance(plots.floor(plt.subplots()[1], 0.5, name), 0.5, name), 2),
+        (lambda name: plots.histogram_pair(*torch.rand(2, 9), name, 0.5, names=[name] * 3), 4),
+    ],
+    ids="bars matrix strips row roc line floor histograms".split(),
+)
+def test_the_readers_text_is_drawn_as_it_is(draw, times, name):
+    """Names of classes and attacks: no formula, nothing left out, no character that stops it."""
+    ax = draw(name)
+    legend = ax.legend().get_texts() if ax.get_legend_handles_labels()[0] else []
+    ax.figure.canvas.draw()
+    texts = [ax.title, ax.xaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels(), *legend]
+    drawn = [text._preprocess_math(text.get_text()) for text in texts]  # and whether a formula
+    asked = name.encode(errors="backslashreplace").decode()
+    assert sum(asked in shown for shown, formula in drawn if not formula) == times
+
+
 def test_use_style():
     plots.use_style()
     assert plt.rcParams["axes.prop_cycle"].by_key()["color"] == list(plots.COLORS)

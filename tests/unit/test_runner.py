@@ -33,7 +33,12 @@ DATASET = "digits"
 RATE: float = 0.5
 SIZES = (1, 2)
 FAST = False
-LIMIT = None"""
+LIMIT = None
+DEVICE = "auto"
+IMAGE_SIZE = None
+NUM_STEPS = 5
+BATCH_SIZES = (4, 8)
+TRANSFER = None"""
 PROFILES = "cfg = experiment.profile(\n    PROFILE, lab=dict(n=1), paper=dict(n=2)\n)"
 CLAIM = """claims = experiment.Claims("Core 2017", data=DATASET, asserted_on=("digits",))
 claims.check("more leaks", paper="0.52", ours=SEED + 0.25, holds=RATE < 1,
@@ -128,12 +133,65 @@ def refused(*arguments):
         (["-p", "DATASET", "folder:~nosuch/x"], "Could not determine home directory"),
         (["-p", "DATASET", f"folder:{'x' * 300}"], "File name too long"),
         (["-p", "RATE", "1e400"], "RATE must be below 1.8e308, not 1e400"),
+        (["-p", "RATE", "nan"], "RATE must be a finite number, not nan"),
+        (["-p", "RATE", "-inf"], "RATE must be a finite number, not -inf"),
+        (["-p", "LIMIT", "NaN"], "LIMIT must be a finite number, not NaN"),
+        (["-p", "SEED", "-1"], "seed must be an integer from 0 to 4294967295, not -1"),
+        (["-p", "SEED", "4294967296"], "seed must be an integer from 0 to 4294967295, not 42949"),
+        (["-p", "DEVICE", "nosuch"], "DEVICE 'nosuch' does not work here (Expected one of cpu"),
+        (["-p", "DEVICE", ""], "DEVICE '' does not work here"),
+        (["-p", "IMAGE_SIZE", "0"], "IMAGE_SIZE must be a whole number from 1 on, not 0"),
+        (["-p", "IMAGE_SIZE", "-32"], "IMAGE_SIZE must be a whole number from 1 on, not -32"),
+        (["-p", "IMAGE_SIZE", "32.5"], "IMAGE_SIZE must be a whole number from 1 on, not 32.5"),
+        (["-p", "IMAGE_SIZE", "True"], "IMAGE_SIZE must be a whole number from 1 on, not True"),
+        (["-p", "IMAGE_SIZE", "[64, 64]"], "IMAGE_SIZE must be a whole number from 1 on, not [64"),
+        (["-p", "IMAGE_SIZE", "big"], "IMAGE_SIZE must be a whole number from 1 on, not 'big'"),
+        (["-p", "NUM_STEPS", "0"], "NUM_STEPS must be a whole number from 1 on, not 0"),
+        (["-p", "BATCH_SIZES", "4,0"], "BATCH_SIZES must be a whole number from 1 on, not [4, 0]"),
+        (["-p", "TRANSFER", "digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
+        (["-p", "PROFILE", "nested"], "unknown profile 'nested'; known: lab, paper, rehearsal"),
     ],
 )
 def test_refuses_parameters(ran_nothing, tmp_path, arguments, said):
-    path = save(tmp_path / "tiny.ipynb")
+    path = save(tmp_path / "tiny.ipynb", code("nested = dict(nested=dict(a=1))"))
     line = refused("run", path, "--out", ran_nothing, *arguments)
     assert f"tiny: {said}" in line or (said in line and "tiny: " in line)
+    if arguments[0] == "-p":
+        _, name, value = arguments
+        other = "FAST=False" if name != "FAST" else "SEED=1"
+        swept = ["sweep", path, "--out", ran_nothing, "--grid"]
+        assert refused(*swept, other, *arguments) == line
+        if value and "," not in value:
+            assert refused(*swept, f"{name}={value}") == line
+
+
+def test_takes_parameters_in_range(tmp_path):
+    notebook = report.read(save(tmp_path / "tiny.ipynb"))
+    given = {"SEED": "4294967295", "DEVICE": "cuda", "IMAGE_SIZE": "1"}
+    given |= {"TRANSFER": "mnist5k", "DATASET": "random:mnist", "LIMIT": "-1"}
+    given["NUM_STEPS"] = "7"
+    found = run.check_notebook("tiny", notebook, given)
+    assert {name: str(value) for name, value in found.items()} == given
+    assert run.check_notebook("tiny", notebook, {"BATCH_SIZES": "8,"}) == {"BATCH_SIZES": [8]}
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ([], "photos: no images found; put one folder a class into it"),
+        (["1.png"], "photos: no images found; put one folder a class into it"),
+        (["cats/1.heic"], "cats: there is no image in this class; add some or remove it"),
+        (["train/cat/1.png", "test/cat/1.png"], "test: 'cat' is a folder within a class"),
+    ],
+)
+def test_refuses_a_folder_without_classes(ran_nothing, tmp_path, files, said):
+    (photos := tmp_path / "photos").mkdir()
+    for name in files:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).touch()
+    path = save(tmp_path / "tiny.ipynb")
+    line = refused("run", path, "--out", ran_nothing, "-p", "DATASET", f"folder:{photos}")
+    assert said in line
 
 
 def test_every_notebook_must_know_a_parameter(ran_nothing, tmp_path):
@@ -614,6 +672,11 @@ def test_reads_parameters_from_the_tagged_cell_only(tmp_path):
         "SIZES": [1, 2],
         "FAST": False,
         "LIMIT": None,
+        "DEVICE": "auto",
+        "IMAGE_SIZE": None,
+        "NUM_STEPS": 5,
+        "BATCH_SIZES": [4, 8],
+        "TRANSFER": None,
     }
     assert run.check_notebook("tiny", notebook, {"PROFILE": "rehearsal"}) == {
         "PROFILE": "rehearsal"
@@ -621,7 +684,8 @@ def test_reads_parameters_from_the_tagged_cell_only(tmp_path):
 
 
 def test_makes_a_relative_folder_of_images_absolute(tmp_path, monkeypatch):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    Image.new("L", (4, 4)).save(tmp_path / "pictures" / "cats" / "1.png")
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path / "tiny.ipynb")
     jobs, _ = run.check({"tiny": path}, {"DATASET": "folder:pictures"}, tmp_path / "out")
@@ -1140,7 +1204,8 @@ def test_a_user_without_home_or_name_keeps_models_and_runs_notebooks(tmp_path):
     nbformat.write(notebook, tmp_path / "work" / "a.ipynb")
     source = """from vplib import cache
 import torch
-kept = [cache.kept(("x",), lambda: {"a": torch.ones(2)}) for _ in range(2)]
+made = {"a": torch.ones(2)}
+kept = [cache.kept(("x",), lambda: made, made) for _ in range(2)]
 print(kept[1]["a"].sum().item(), cache.counts)
 from vplib.runner.cli import main
 try:
@@ -1227,3 +1292,10 @@ def test_writing_beside_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         report.write_beside(target, b"new")
     assert target.read_text() == "old"
+
+
+def test_what_a_notebook_calls_a_png_is_handed_to_no_other_program(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("something was run"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n" + b"%\n" * 30_000
+    with pytest.raises(OSError, match="cannot identify image file"):
+        report.smaller(base64.b64encode(eps).decode(), report.THUMB)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vplib.datasets.fetching import fetched, reading
+from vplib.datasets.fetching import check_there, fetched, reading
 from vplib.datasets.stored import Stored, from_arrays, read_parts
 from vplib.paths import data_root
 
@@ -20,8 +20,14 @@ SETS = tomllib.loads(Path(__file__).with_name("sets.toml").read_text(encoding="u
 COUNTS = {name: told["counts"] for name, told in SETS.items() if "counts" in told}
 
 
-def _fetched(name: str, target: str, download: Callable[[Path], object], folder: str = "") -> Path:
-    return fetched(name, data_root() / folder, target, download, **SETS[name]["source"])
+def _fetched(
+    name: str, target: str, download: Callable, split: str = "all", folder: str = ""
+) -> Path:
+    place = fetched(name, data_root() / folder, target, download, **SETS[name]["source"])
+    files = SETS[name].get("files", {})
+    for file in sum((files.get(part, []) for part in (*_parts(split), "all")), []):
+        check_there(name, place, file)
+    return place
 
 
 def _parts(split: str) -> tuple[str, ...]:
@@ -43,14 +49,22 @@ def _arrays(name: str, split: str) -> Stored:
     for part in _parts(split):
         which = {"split": part} if kind is tv.SVHN else {"train": part == "train"}
         download = partial(kind, **which, download=True)
-        place = _fetched(name, told["targets"][part == "test"], download)
+        place = _fetched(name, told["targets"][part == "test"], download, part)
         with reading(name, place):
-            data = kind(place.parent, **which, download=False)
-            _check_count(name, part, len(data.data))
-            pixels = torch.as_tensor(data.data)
-            pixels = pixels.permute(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels
-            found.append((pixels, data.labels if kind is tv.SVHN else data.targets))
-    return from_arrays(found, told.get("classes") or data.classes, own_split=True)
+            if issubclass(kind, tv.MNIST):  # which itself wants the files of both parts
+                images, labels = (place / file for file in told["files"][part])
+                pixels, labels = tv.mnist.read_image_file(images), tv.mnist.read_label_file(labels)
+                classes = kind.classes
+            else:
+                data = kind(place.parent, **which, download=False)
+                pixels = torch.as_tensor(data.data)
+                pixels = pixels.permute(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels
+                labels = data.labels if kind is tv.SVHN else data.targets
+                classes = getattr(data, "classes", ())
+            _check_count(name, part, len(pixels))
+            _check_count(name, part, len(labels))
+            found.append((pixels, labels))
+    return from_arrays(found, told.get("classes", classes), own_split=True)
 
 
 def _omniglot(split: str) -> Stored:
@@ -66,12 +80,12 @@ def _omniglot(split: str) -> Stored:
         for background in (True, False):
             tv.Omniglot(folder, background=background, download=True)
 
-    place = _fetched("omniglot", "omniglot-py", download)
+    place = _fetched("omniglot", "omniglot-py", download, split)
     files = []
     with reading("omniglot", place):
         for part in _parts(split):
             folder = {"train": "images_background", "test": "images_evaluation"}[part]
-            found = sorted((place / folder).glob("*/character*/*.png"))
+            found = sorted((place / folder).glob("[!.]*/character*/[!.]*.png"))
             _check_count("omniglot", part, len(found))
             files += found
     names = ["/".join(file.parts[-3:-1]) for file in files]
@@ -93,9 +107,9 @@ def _lfw(split: str) -> Stored:
     def download(folder):
         fetch_lfw_people(data_home=folder, min_faces_per_person=500)
 
-    place = _fetched("lfw", "lfw_home", download, "sklearn")
+    place = _fetched("lfw", "lfw_home", download, folder="sklearn")
     with reading("lfw", place):
-        files = sorted((place / "lfw_funneled").glob("*/*.jpg"))
+        files = sorted((place / "lfw_funneled").glob("[!.]*/[!.]*.jpg"))
         _check_count("lfw", "all", len(files))
     names = [file.parent.name.replace("_", " ") for file in files]
     people, labels = np.unique(names, return_inverse=True)
@@ -144,7 +158,7 @@ def _olivetti(split: str) -> Stored:
     def download(folder):
         fetch_olivetti_faces(data_home=folder)
 
-    place = _fetched("olivetti", "olivetti_py3.pkz", download, "sklearn")
+    place = _fetched("olivetti", "olivetti_py3.pkz", download, folder="sklearn")
     with reading("olivetti", place):
         found = fetch_olivetti_faces(data_home=place.parent, download_if_missing=False)
         _check_count("olivetti", "all", len(found.images))

@@ -1,15 +1,20 @@
 """Where downloads lie, and how a missing one is fetched: checked, whole or not at all, once."""
 
 import contextlib
+import os
+import re
 import shutil
 import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import filelock
+
+PACKED = (".7z", ".gz", ".tar", ".tgz", ".xz", ".zip")
 
 
 class DatasetUnavailable(RuntimeError):
@@ -43,12 +48,19 @@ def fetched(
         The path of the target.
 
     Raises:
-        DatasetUnavailable: it is missing, and the network or the download fails.
+        DatasetUnavailable: it is missing, and the network or the download fails; or it lies there
+            packed, or is a pipe.
     """
     place = root / target
-    if place.exists():
+    if place.is_file() or place.is_dir():
         return place
     what = f"dataset {name!r} is not at {place}"
+    # Another process may have finished by now.
+    if os.path.lexists(place) and not (place.is_file() or place.is_dir()):
+        raise DatasetUnavailable(f"{what}, a pipe or a dead link is. Remove it, and run again.")
+    for packed in root.glob("*"):
+        if packed.suffix in PACKED and packed.name in files:
+            raise DatasetUnavailable(f"{what}, but {packed} is: unpack it there, and run again.")
     todo = f"Copy {files.format(place if place.suffix == '' else root)}, or use '{instead}'"
     if reason := _unreachable(url):
         raise DatasetUnavailable(
@@ -70,6 +82,31 @@ def fetched(
             f"{what} and the download failed ({type(error).__name__}: {error}). {todo}."
         ) from error
     return place
+
+
+def check_there(name: str, place: Path, file: str) -> None:
+    """Refuses a dataset, copied by hand, that lacks a file.
+
+    Args:
+        name: the dataset.
+        place: its folder.
+        file: the file's path in it; a folder's ends in "/".
+
+    Raises:
+        DatasetUnavailable: it is missing; the message says what lies there packed, or under another
+            name.
+    """
+    if (place / file).is_dir() if file.endswith("/") else (place / file).is_file():
+        return
+    letters = partial(re.sub, r"[^a-z0-9]", "")
+    wanted = letters(Path(file).name.lower())
+    others = [p for p in place.rglob("*") if letters(p.name.lower()).startswith(wanted)]
+    near = [p for p in others if p.is_file() or file.endswith("/")][:1]
+    todo = [f"{'unpack' if p.suffix in PACKED else 'move'} {p} to it" for p in near]
+    raise DatasetUnavailable(
+        f"dataset {name!r} at {place} lacks {file}: {(todo or ['copy it there'])[0]}; or delete "
+        f"{place} and run again, to download all of it."
+    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +14,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vplib.datasets.imageset import check_bytes
 from vplib.datasets.transforms import resize
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
-ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 turn the image by a quarter
-MAX_FILE_BYTES, MAX_PIXELS = 30 * 10**6, 50 * 10**6  # of one photo from memory
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError)
+# What cameras and browsers write, as far as this Pillow reads it (HEIF by the plugin pillow-heif).
+# Nothing else is tried: Pillow has Ghostscript run an EPS file, under whatever name.
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
+ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
+TURN = Image.Transpose
+TURNS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE}
+TURNS |= {6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+# Of one photo: a pixel takes up to 18 bytes while it is read (WebP), all of them 500 MB.
+MAX_FILE_BYTES, MAX_PIXELS = 30 * 10**6, 27 * 10**6
 
 
-def list_folder(path: Path) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
-    """The image files under a folder, one class a folder, in alphabetical order.
+def list_folder(path: Path) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
+    """The image files in the folders of a folder, one class a folder, in alphabetical order.
 
-    What is hidden, its name beginning with a point, is skipped.
+    What is hidden, its name beginning with a point, is skipped; of other files that are not read, a
+    warning says how many they are, and which come first.
 
     Args:
         path: the folder that holds one folder a class.
@@ -30,32 +39,44 @@ def list_folder(path: Path) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
         The files, their labels (N,), and the names of the classes.
 
     Raises:
-        ValueError: there is no class folder, or no image in one.
+        ValueError: there is no class folder, no image in one, or a folder within one.
     """
-    from torchvision.datasets.folder import find_classes, make_dataset  # takes seconds
-
-    def is_image(file: str) -> bool:
-        hidden = any(part.startswith(".") for part in Path(file).relative_to(path).parts)
-        return file.lower().endswith(ENDINGS) and not hidden
-
-    try:
-        names = [name for name in find_classes(path)[0] if not name.startswith(".")]
-    except FileNotFoundError:  # there is no folder in it
-        names = []
-    number = {name: label for label, name in enumerate(names)}
-    found = names and make_dataset(path, number, is_valid_file=is_image, allow_empty=True)
-    if not found:
-        raise ValueError(
-            f"{path}: no images found; put one folder a class into it, with images "
-            f"({', '.join(ENDINGS)}) in each"
-        )
-    files, labels = zip(*found, strict=True)
-    for name in names:
-        if number[name] not in labels:
+    Image.init()  # the plugins that are installed
+    known = Image.registered_extensions().items()
+    endings = {ending for ending, kind in known if kind in _formats()}
+    files, labels, names, others = [], [], [], []
+    for folder in _shown(path):
+        if not folder.is_dir():
+            others.append(Path(folder.path))
+            continue
+        found = _shown(folder.path)
+        if within := [entry.name for entry in found if entry.is_dir()]:
             raise ValueError(
-                f"{path / name}: there is no image in this class; add some or remove it"
+                f"{folder.path}: {within[0]!r} is a folder within a class; put its images straight "
+                f"into a class's folder, or, if it is a class, ask for folder:{folder.path}"
             )
-    return [Path(file) for file in files], torch.tensor(labels), tuple(names)
+        for entry in found:  # a pipe is no file: it would be waited for
+            is_image = entry.is_file() and Path(entry.name).suffix.lower() in endings
+            (files if is_image else others).append(Path(entry.path))
+        labels += [len(names)] * (len(files) - len(labels))
+        if len(names) not in labels[-1:]:
+            raise ValueError(
+                f"{folder.path}: there is no image in this class; add some or remove it "
+                f"({_kinds()} are read)"
+            )
+        names.append(folder.name.encode(errors="backslashreplace").decode())  # if it is no UTF-8
+    if not names:
+        raise ValueError(
+            f"{path}: no images found; put one folder a class into it, with images in each"
+        )
+    if others:
+        first = ", ".join(str(file.relative_to(path)) for file in others[:3])
+        warnings.warn(
+            f"{path}: {len(others)} files are no {_kinds()} of a class and are skipped: {first}"
+            + ", ..." * (len(others) > 3),
+            stacklevel=4,  # who called load
+        )
+    return files, torch.tensor(labels), tuple(names)
 
 
 def read_images(files: list[Path], image_size: int | None) -> torch.Tensor:
@@ -76,25 +97,24 @@ def read_images(files: list[Path], image_size: int | None) -> torch.Tensor:
         ValueError: a file is no image, sizes differ and there is no `image_size`, or the tensor
             would be too large.
     """
-    sizes, all_grey = {}, True
+    all_grey = True
     for file in files:
-        with _reading(file), Image.open(file) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            sizes.setdefault(image.size[::-1] if turned else image.size, file)
+        with _reading(file), open_image(file) as image:
             all_grey &= image.mode in GREY_MODES
-    if image_size is None and len(sizes) > 1:
-        (one, first), (other, second) = list(sizes.items())[:2]
-        raise ValueError(
-            f"images differ in size ({first.name} is {one[0]}x{one[1]}, {second.name} is "
-            f"{other[0]}x{other[1]}): pass image_size (IMAGE_SIZE in a notebook), for example 64"
-        )
     channels = 1 if all_grey else 3
-    width, height = (image_size, image_size) if image_size else next(iter(sizes))
-    check_bytes((len(files), channels, height, width))
-    images = torch.empty(len(files), channels, height, width)
     for row, file in enumerate(files):
-        pixels = _pixels(file, file, channels)
-        images[row] = pixels[0] if image_size is None else resize(pixels, image_size)[0]
+        image = _decoded(file, file, channels)
+        width, height = size = (image_size, image_size) if image_size else image.size
+        if row == 0:
+            first = size
+            check_bytes((len(files), channels, height, width))
+            images = torch.empty(len(files), channels, height, width)
+        if size != first:
+            raise ValueError(
+                f"images differ in size ({files[0].name} is {first[0]}x{first[1]}, {file.name} is "
+                f"{width}x{height}): pass image_size (IMAGE_SIZE in a notebook), for example 64"
+            )
+        images[row] = _pixels(image, image_size)[0]
     return images
 
 
@@ -102,7 +122,7 @@ def read_photo(data: bytes, image_size: int, name: str) -> torch.Tensor:
     """One photo from the bytes of its file, converted as `read_images` does.
 
     Args:
-        data: of a PNG, JPEG or another format that Pillow reads.
+        data: of a PNG, JPEG or another of the `FORMATS`.
         image_size: height and width; the middle square is kept.
         name: of the file, for error messages.
 
@@ -115,41 +135,125 @@ def read_photo(data: bytes, image_size: int, name: str) -> torch.Tensor:
     if len(data) > MAX_FILE_BYTES:
         size, most = f"{len(data) / 1e6:.0f} MB", f"{MAX_FILE_BYTES / 1e6:.0f} MB"
         raise ValueError(f"{name} has {size}, more than {most}; shrink it")
-    with _reading(name), Image.open(io.BytesIO(data)) as image:
+    image = _decoded(io.BytesIO(data), name, 3)
+    if min(image.size) < image_size:
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{width}x{height} pixels")
-    if min(width, height) < image_size:
         raise ValueError(
             f"{name} has {width}x{height} pixels; {image_size}x{image_size} are needed"
         )
-    return resize(_pixels(io.BytesIO(data), name, 3), image_size)
+    return _pixels(image, image_size)
+
+
+@contextlib.contextmanager
+def open_image(file: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """An image as Pillow opens it, its pixels not read yet.
+
+    Args:
+        file: what to open.
+
+    Raises:
+        ValueError: it is no regular file (a pipe would be waited for), of no known format, or has
+            too many pixels. Pillow raises many others.
+    """
+    if isinstance(file, Path) and not file.is_file():
+        raise ValueError("it is no regular file")
+    Image.init()
+    # Not by its name: then Pillow maps the file, a turned TIFF with its sides exchanged.
+    with file.open("rb") if isinstance(file, Path) else file as stream:
+        try:
+            image = Image.open(stream, formats=_formats())
+        except UnidentifiedImageError:
+            raise ValueError(f"it is none of {_kinds()}") from None
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+        yield image
+
+
+def _formats() -> list[str]:
+    """Those that this Pillow has."""
+    return [kind for kind in FORMATS if kind in Image.OPEN]
+
+
+def _kinds() -> str:
+    return ", ".join(_formats())
+
+
+def _shown(path: Path | str) -> list[os.DirEntry]:
+    """What is in a folder and not hidden, by name."""
+    with os.scandir(path) as entries:
+        found = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(found, key=lambda entry: entry.name)
 
 
 @contextlib.contextmanager
 def _reading(name: Path | str):
-    """Says of which file it is that it cannot be read."""
+    """Says of which file it is that it cannot be read, and why."""
     try:
-        yield
-    except Image.DecompressionBombError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, on what lies beside the pixels
+            yield
+    except (Image.DecompressionBombError, MemoryError) as error:
         raise ValueError(f"{name} is too large ({error}); shrink it") from error
-    except UNREADABLE as error:
-        raise ValueError(f"{name} cannot be read as an image; mend or remove it") from error
+    except Exception as error:  # Pillow does not say which errors damage raises
+        why = str(error) or type(error).__name__
+        raise ValueError(f"{name} cannot be read as an image ({why}); mend or remove it") from error
 
 
-def _pixels(file: Path | io.BytesIO, name: Path | str, channels: int) -> torch.Tensor:
-    """One image as (1, C, H, W) in [0, 1]."""
+def _decoded(file: Path | io.BytesIO, name: Path | str, channels: int) -> Image.Image:
+    """One image of 8 bits, upright, over white, of one channel or three."""
+    with _reading(name), open_image(file) as opened:
+        image = _upright(opened)
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _eight_bits(image, getattr(opened, "tag_v2", {}))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image if image.mode == "RGBA" else image.convert("RGBA")
+            white = Image.new("RGB", image.size, "white")
+            white.paste(image, mask=image.getchannel("A"))
+            image = white
+        mode = "L" if channels == 1 else "RGB"
+        return image if image.mode == mode else image.convert(mode)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its orientation tag says, if it says one of 2 to 8."""
+    image.load()  # Pillow turns a TIFF here, and takes its tag away
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # damaged tags; the pixels are whole
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image, tags: dict) -> Image.Image:
+    """Gray of more bits, scaled by what its format calls white.
+
+    Args:
+        image: of mode I or F, or one of 16 bits.
+        tags: of a TIFF; empty for others.
+
+    Raises:
+        ValueError: it is not known which value is white, or values lie outside.
+    """
+    if image.mode == "I" and tags:
+        raise ValueError(
+            "it has 32-bit or signed integers, of which none is white; save it with 8 or 16 bits"
+        )
+    values = np.array(image, dtype=np.float32)
+    low, high = values.min(), values.max()
+    if image.mode == "F" and not (low >= 0 and high <= 1):  # also catches NaN
+        raise ValueError(f"its floating-point values lie in {low:g}..{high:g}, not in 0..1")
+    values *= 255 if image.mode == "F" else 255 / (2 ** tags.get(BITS, (16,))[0] - 1)
+    np.rint(values, out=values)
+    eight = Image.fromarray(values.astype(np.uint8))
+    return ImageOps.invert(eight) if tags.get(PHOTOMETRIC) == 0 else eight  # 0 is white
+
+
+def _pixels(image: Image.Image, image_size: int | None) -> torch.Tensor:
+    """(1, C, H, W) float32 in [0, 1]; with a size, of the middle square."""
     from torchvision.transforms.v2 import functional as v2
 
-    with _reading(name), Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey
-            array = np.asarray(image, dtype=np.float32)
-            scale = 65535 if image.mode.startswith("I") else max(1.0, float(array.max()))
-            image = Image.fromarray((array / scale * 255).clip(0, 255).round().astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        image = image.convert("L" if channels == 1 else "RGB")
-        return v2.pil_to_tensor(image)[None].float() / 255
+    def scaled(band):  # one after the other, since a large photo takes much room as numbers
+        pixels = v2.pil_to_tensor(image.getchannel(band)).float().div_(255)
+        return resize(pixels[None], image_size)[0] if image_size else pixels
+
+    return torch.cat([scaled(band) for band in image.getbands()])[None]

@@ -49,13 +49,11 @@ def check_name(name: str) -> None:
             folder of images a class.
 
     Raises:
-        ValueError: no dataset has this name (the nearest is offered), or no such folder exists.
+        ValueError: no dataset has this name (the nearest is offered), no such folder exists, or it
+            does not hold one folder of images a class.
     """
     if name.startswith("folder:"):
-        if not Path(name.removeprefix("folder:")).expanduser().is_dir():
-            raise ValueError(
-                f"{name!r}: no such folder; give folder:PATH, one folder a class in it"
-            )
+        _own(name)
     elif name not in NAMES and name.removeprefix("random:") not in SETS:
         hint = experiment.nearest(name, NAMES)
         raise ValueError(f"unknown dataset {name!r}; {hint} (own images: 'folder:PATH')")
@@ -112,19 +110,28 @@ def load(
 
     Raises:
         ValueError: unknown name or split, a size that cannot be, or more than 2 GB: said
-            before an image is decoded, of which only those asked for are.
+            before an image is decoded (of own images, a second one), of which only those asked
+            for are. Of own images also what is no folder of classes, or cannot be read.
         DatasetUnavailable: the set is not on this machine and cannot be fetched; the message
             says what to get from where, and which embedded set does instead.
     """
-    check_name(name)
+    own = name.startswith("folder:")
+    if not own:
+        check_name(name)
     if split not in ("train", "test", "all"):
         hint = experiment.nearest(split, ("train", "test", "all"))
         raise ValueError(f"unknown split {split!r}; {hint}")
     for label, value in (("num_images", num_images), ("image_size", image_size)):
         if value is not None and not is_whole(value, 1):
             raise ValueError(f"{label} must be a positive whole number or None, not {value!r}")
-    if name.startswith("folder:"):
-        files, labels, classes = list_folder(Path(name.removeprefix("folder:")).expanduser())
+    if own:
+        files, labels, classes = _own(name)
+        alone = [kind for kind, n in zip(classes, labels.bincount(), strict=True) if n == 1]
+        if alone and split != "all":
+            raise ValueError(
+                f"{name}: class {alone[0]!r} has one image, which cannot be in both parts; add "
+                "some or use split='all'"
+            )
         rows = _choose_rows(name, labels, split, num_images, seed)
         images = read_images([files[row] for row in rows], image_size)
         return ImageSet(images, labels[rows], classes, name).to(device)
@@ -148,11 +155,16 @@ def load(
     ).to(device)
 
 
+def _own(name: str) -> tuple[list[Path], torch.Tensor, tuple[str, ...]]:
+    path = Path(name.removeprefix("folder:")).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{name!r}: no such folder; give folder:PATH, one folder a class in it")
+    return list_folder(path)
+
+
 def _choose_rows(name, labels, split, num_images, seed, own_split=False) -> torch.Tensor:
     rows = torch.arange(len(labels))
     if split != "all" and not own_split:  # with a split of its own, these are the part's already
-        if len(labels) < 2:
-            raise ValueError(f"{name}: one image cannot be split; use split='all'")
         num_test = max(1, round(0.2 * len(labels)))
         order = balanced_order(labels, seed=0)  # the split is part of the dataset: always the same
         rows = (order[num_test:] if split == "train" else order[:num_test]).sort().values

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from vplib import experiment
 from vplib.datasets.fetching import reading
+from vplib.datasets.folder import open_image
 from vplib.datasets.transforms import resize
 
 
@@ -90,7 +90,7 @@ def read_parts(
     size = (image_size, image_size) if image_size else (height, width)
     images = torch.empty(len(rows), channels, *size)
     for i, row in enumerate(experiment.progress(rows.tolist(), f"reading {name}")):
-        with reading(name, place, files[row].name), Image.open(files[row]) as image:
+        with reading(name, place, files[row].name), open_image(files[row]) as image:
             box = square if image_size else whole
             if image.width < box[2] or image.height < box[3]:
                 raise ValueError(f"{image.width}x{image.height} pixels, fewer than expected")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vplib import cache, experiment, seeding, threads
+from vplib import cache, experiment, seeding
 from vplib.nets import training
 
 NUM_LATENTS = 32
@@ -94,7 +94,7 @@ def fit_gan(
             torch.optim.Adam(net.parameters(), lr=LR, betas=(0.0, 0.999), fused=True)
             for net in nets
         ]
-        with seeding.seeded(seeding.derive(seed, "gan")), threads.one_thread(images):
+        with seeding.seeded(seeding.derive(seed, "gan")):
             for _ in experiment.progress(range(num_steps), "generator"):
                 real = images[torch.randint(len(images), (batch_size,)).to(images.device)]
                 fake = generator(torch.randn(batch_size, NUM_LATENTS).to(images.device))
@@ -108,7 +108,7 @@ def fit_gan(
 
     code = Path(__file__).read_text(encoding="utf-8")
     parts = code, images.device.type, num_steps, batch_size, seed, images, generator, discriminator
-    generator.load_state_dict(cache.kept(parts, trained))
+    generator.load_state_dict(cache.kept(parts, trained, generator.state_dict()))
     return generator.to(images.device).eval()
 
 

@@ -235,7 +235,7 @@ def fit_many(
     chunk = CHUNK.get(images.device.type, 16) if form == "batched" else 1
     common = _TRAINING_CODE, images.device.type, form, settings
     common += (cache.fingerprint(images, labels),) if keep else ()
-    states = []
+    states, like = [], template.state_dict()
     bar = experiment.progress(range(len(subsets)), description)
     for some in torch.arange(len(subsets)).split(chunk):
         models = [seeding.initialized(build, seeds[k]) for k in some]
@@ -243,6 +243,7 @@ def fit_many(
         state = cache.kept(
             (*common, rows, own, *models) if keep else None,
             partial(_fit_chunk, models, images, labels, rows, own, form, settings),
+            {name: value.expand(len(some), *value.shape) for name, value in like.items()},
             len(some),
         )
         states.append({name: value.to(images.device) for name, value in state.items()})
@@ -302,15 +303,14 @@ def _fit_chunk(models, images, labels, subsets, seeds, form, settings):
     update = stacked.updater(list(state.values()), *(settings[name] for name in names))
     gradients = stacked.gradients_of(models[0], state)
     orders = [torch.Generator().manual_seed(seeding.derive(seed, "order")) for seed in seeds]
-    with threads.one_thread(images):
-        for _ in range(settings["num_epochs"]):
-            order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
-            shuffled = subsets.gather(1, order.to(images.device))
-            for rows in shuffled.split(settings["batch_size"], dim=1):
-                logits, found = gradients(images[rows], labels[rows])
-                update(found)
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[rows].flatten(0, 1))
-            check_finite(loss, settings["lr"])
+    for _ in range(settings["num_epochs"]):
+        order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
+        shuffled = subsets.gather(1, order.to(images.device))
+        for rows in shuffled.split(settings["batch_size"], dim=1):
+            logits, found = gradients(images[rows], labels[rows])
+            update(found)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[rows].flatten(0, 1))
+        check_finite(loss, settings["lr"])
     return state
 
 

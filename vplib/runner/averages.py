@@ -66,7 +66,8 @@ def charts(points: list[dict]) -> list[dict]:
         for index, (line, at) in enumerate(lines.items()):
             x = sorted(at)
             plots.line_with_band(x, [numbers(at[place])[name] for place in x], line, ax, index)
-        ax.set(xlabel=numeric[0], ylabel=textwrap.fill(name.removeprefix("claim: "), 40))
+        what = textwrap.fill(name.removeprefix("claim: "), 40)
+        ax.set(xlabel=plots.verbatim(numeric[0]), ylabel=plots.verbatim(what))
         if len(lines) > 1:
             ax.legend()
         file = io.BytesIO()

@@ -215,7 +215,7 @@ def smaller(png: str, limit: int) -> bytes:
 
     content = base64.b64decode(png)
     while len(content) > limit:
-        image = Image.open(io.BytesIO(content)).convert("RGBA")
+        image = Image.open(io.BytesIO(content), formats=["PNG"]).convert("RGBA")
         image = image.resize([max(1, side * 6 // 7) for side in image.size]).quantize(256)
         image.save(file := io.BytesIO(), "PNG", optimize=True)
         content = file.getvalue()

@@ -13,11 +13,13 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from vplib import experiment
 from vplib.experiment import nearest
 from vplib.paths import repository_root
 from vplib.runner import report
 
 GALLERY = 100_000  # bytes of a figure in the gallery
+COUNT = re.compile(r"NUM_\w+|\w+_(SIZES?|STEPS|EPOCHS)")  # parameters from 1 on
 # What a run notes about itself, and why it does not write where another one is noted.
 NOTES = {
     "source": "was not made by a run of this notebook",
@@ -171,7 +173,8 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
         given: parameters as typed.
 
     Raises:
-        ValueError: a package is missing, or a parameter is unknown or of the wrong type.
+        ValueError: a package is missing, or a parameter is unknown, of the wrong type, or out of
+            range where its value alone tells.
     """
     extras = notebook.metadata.vplib.get("extras")
     for extra in map(str, extras if isinstance(extras, list) else ()):
@@ -181,19 +184,29 @@ def check_notebook(name: str, notebook, given: dict[str, str]) -> dict:
     for unknown in (key for key in given if key not in defaults):
         hint = nearest(unknown, defaults) if defaults else "it has none"
         raise ValueError(f"{name}: unknown parameter {unknown!r}; {hint}")
-    known = re.findall(r"(\w+)=dict\(", "\n".join(cell.source for cell in notebook.cells))
+    profiles = any("experiment.profile(" in cell.source for cell in notebook.cells)
     try:
         values = {key: parse_value(key, text, defaults[key]) for key, text in given.items()}
-        profile = values.get("PROFILE", "rehearsal")  # which is derived from the two others
-        if known and profile not in (*known, "rehearsal"):  # they are among the known
-            raise ValueError(f"unknown profile {profile!r}; {nearest(profile, known)}")
-        if (dataset := values.get("DATASET")) is not None:
-            from vplib.datasets import check_name  # and with it torch
+        for key, value in values.items():
+            if value == defaults[key]:
+                continue
+            if key == "SEED":
+                experiment.check_seed(value)
+            elif key == "DEVICE":
+                experiment.device(value, there=False)
+            elif key == "PROFILE" and profiles:
+                experiment.check_profile(value)
+            elif key in ("DATASET", "TRANSFER") and value is not None:
+                from vplib.datasets import check_name  # and with it torch
 
-            check_name(str(dataset).removesuffix("folder:"))  # which would be any folder
-            kind, _, place = str(dataset).partition(":")
-            if kind == "folder":  # the kernel may run in another one
-                values["DATASET"] = f"{kind}:{Path(place).expanduser().resolve()}"
+                check_name(str(value).removesuffix("folder:"))  # which would be any folder
+                kind, _, place = str(value).partition(":")
+                if kind == "folder":  # the kernel may run in another one
+                    values[key] = f"{kind}:{Path(place).expanduser().resolve()}"
+            elif COUNT.fullmatch(key) and value is not None:
+                numbers = value if isinstance(defaults[key], list) else [value]
+                if not all(type(number) is int and number > 0 for number in numbers):
+                    raise ValueError(f"{key} must be a whole number from 1 on, not {value!r}")
     except (ValueError, OSError, RuntimeError) as error:  # folder:~nosuch, a name too long
         raise ValueError(f"{name}: {error}") from None
     return values
@@ -205,9 +218,11 @@ def parse_value(name: str, text: str, default):
     The default None takes anything, a float also an int; a tuple in the text becomes a list.
 
     Raises:
-        ValueError: the value has another type, or a number is too large for a float.
+        ValueError: the value has another type, or a number is NaN or too large for a float.
     """
     value, wanted = report.literal(text, otherwise=text), type(default)
+    if wanted is not str and text.strip("+- ").lower() in ("nan", "inf", "infinity"):
+        raise ValueError(f"{name} must be a finite number, not {text}")
     try:
         json.dumps(json.loads(json.dumps(value), parse_int=float), allow_nan=False)
     except ValueError:

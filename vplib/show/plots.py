@@ -27,6 +27,18 @@ def use_style() -> None:
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLORS, linestyle=STYLES)
 
 
+def verbatim(text) -> str:
+    """A text of the reader's, such as the name of a class, for matplotlib to draw as it is.
+
+    Otherwise a pair of $ is read as a formula, and a legend leaves out what begins with "_".
+
+    Args:
+        text: anything with a text.
+    """
+    text = str(text).encode(errors="backslashreplace").decode().replace("$", r"\$")
+    return "\u200b" + text if text.startswith("_") else text  # a space of no width
+
+
 def roc_curves(attacks: dict[str, tuple[Tensor, Tensor]], ax: Axes | None = None) -> Axes:
     """Membership ROC curves on log-log axes, with the true-positive rate at low ones marked.
 
@@ -44,7 +56,7 @@ def roc_curves(attacks: dict[str, tuple[Tensor, Tensor]], ax: Axes | None = None
     for i, (name, (scores, members)) in enumerate(attacks.items()):
         look = dict(color=COLORS[i % len(COLORS)])
         fpr, tpr = metrics.roc(scores, members)
-        label = f"{name}: AUC {metrics.auc(scores, members):.3f}"
+        label = f"{verbatim(name)}: AUC {metrics.auc(scores, members):.3f}"
         for j, at in enumerate(FPRS):
             if int((~members).sum()) * at < 10:
                 continue
@@ -81,7 +93,8 @@ def line_with_band(x, values, label: str, ax: Axes | None = None, index: int = 0
     x = _array(x) if isinstance(x, Tensor) else x
     mean, low, high = np.transpose([_interval(repeats) for repeats in values])
     i = index % len(COLORS)
-    ax.plot(x, mean, color=COLORS[i], linestyle=STYLES[i], marker=MARKERS[i], ms=5, label=label)
+    look = dict(color=COLORS[i], linestyle=STYLES[i], marker=MARKERS[i], ms=5)
+    ax.plot(x, mean, label=verbatim(label), **look)
     ax.fill_between(x, low, high, color=COLORS[i], alpha=0.15, lw=0)
     return ax
 
@@ -95,13 +108,13 @@ def chance(ax: Axes, value: float, label: str = "chance", axis: str = "y") -> Ax
         label: for the legend.
         axis: "y" for a horizontal line, "x" for a vertical one.
     """
-    (ax.axhline if axis == "y" else ax.axvline)(float(value), label=label, **CHANCE)
+    (ax.axhline if axis == "y" else ax.axvline)(float(value), label=verbatim(label), **CHANCE)
     return ax
 
 
 def floor(ax: Axes, value: float, label: str = "best guess without the model", axis: str = "y"):
     """As `chance`, dotted: the best guess without the model, which an attack has to beat."""
-    (ax.axhline if axis == "y" else ax.axvline)(float(value), label=label, **FLOOR)
+    (ax.axhline if axis == "y" else ax.axvline)(float(value), label=verbatim(label), **FLOOR)
     return ax
 
 
@@ -123,7 +136,7 @@ def bars(values: dict, ax: Axes | None = None) -> Axes:
     ax.barh(places, mean, 0.6, xerr=spread, color=COLORS[5], capsize=3)
     for place, value, end in zip(places, mean, high, strict=True):
         ax.annotate(f"{value:.2f}", (end, place), (4, 0), textcoords="offset points", va="center")
-    ax.set_yticks(places, list(values))
+    ax.set_yticks(places, map(verbatim, values))
     ax.invert_yaxis()
     ax.margins(x=0.12)
     return ax
@@ -154,7 +167,7 @@ def histogram_pair(
     """
     ax = ax or plt.subplots()[1]
     groups = [_array(v) for v in (members, nonmembers)]
-    both = np.concatenate(groups)
+    names, both = [verbatim(name) for name in names], np.concatenate(groups)
     edges = np.linspace(both.min(), both.max() + 1e-9, bins + 1)
     for i, (group, name) in enumerate(zip(groups, names[:2], strict=True)):
         share = np.full(len(group), 1 / max(len(group), 1))
@@ -163,7 +176,7 @@ def histogram_pair(
         ax.hist(group, edges, weights=share, histtype="stepfilled", **look)
     if mark is not None:
         ax.axvline(float(mark), color="k", ls="--", lw=1.2, label=f"{names[2]} {float(mark):.3g}")
-    ax.set(xlabel=xlabel, ylabel="share of group")
+    ax.set(xlabel=verbatim(xlabel), ylabel="share of group")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(fontsize="small")
     return ax
@@ -199,8 +212,8 @@ def matrix(
     for (i, j), value in np.ndenumerate(values):
         dark = drawn.norm(value) < 0.5
         ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="w" if dark else "k")
-    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xticks(range(len(columns)), map(verbatim, columns), rotation=30, ha="right")
+    ax.set_yticks(range(len(rows)), map(verbatim, rows))
     ax.grid(False)
     return ax
 
@@ -224,7 +237,7 @@ def image_row(images: Tensor, titles=None, axes=None):
         ax.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, vmin=0, vmax=1)
         ax.set_axis_off()
         if titles is not None:
-            ax.set_title(titles[i], fontsize="small")
+            ax.set_title(verbatim(titles[i]), fontsize="small")
     return axes
 
 
@@ -246,7 +259,7 @@ def image_strips(rows: dict[str, Tensor], ax: Axes | None = None, num_images: in
     pixels = sheet.permute(1, 2, 0).numpy()
     ax.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, vmin=0, vmax=1)
     height = len(pixels) / len(rows)
-    ax.set_yticks([height * (i + 0.5) for i in range(len(rows))], rows)
+    ax.set_yticks([height * (i + 0.5) for i in range(len(rows))], map(verbatim, rows))
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.grid(False)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vplib import experiment
+from vplib import cache, experiment
 from vplib.datasets.imageset import check_range
 
 ANSWERS = ("probabilities", "labels")
@@ -57,6 +57,11 @@ class Endpoint:
         self._predict, self._top_k, self._decimals = predict, top_k, decimals
         self._lock, self._taken = threading.Lock(), set()  # shapes of images it has answered for
 
+    @property
+    def id(self) -> str:
+        """Equal for equal victims that answer alike, whatever they were asked and may be."""
+        return cache.fingerprint(self._predict, self.answers, self._top_k, self._decimals)
+
     def __call__(self, images: Tensor) -> Tensor:
         """The answers to some images; each image is one query.
 
@@ -70,7 +75,8 @@ class Endpoint:
             ValueError: the images are not as above, or the model fails on them and has answered
                 for none of their shape before. They cost nothing.
             BudgetSpent: they would exceed the budget: none is answered, none is counted.
-            TypeError: the model's answers are neither probabilities nor whole labels.
+            TypeError: the model's answers are neither probabilities nor whole labels. They, too,
+                cost nothing.
             RuntimeError: the model failed on images of a shape that it takes.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
@@ -86,11 +92,13 @@ class Endpoint:
                 )
             self.queries += len(images)
         try:
-            found = self._answer(images)
+            return self._masked(self._answer(images))
         except BaseException:
             with self._lock:
                 self.queries -= len(images)  # no answer, no charge
             raise
+
+    def _masked(self, found: Tensor) -> Tensor:
         if self.answers == "labels":
             return found if found.ndim == 1 else found.argmax(-1)
         if self._top_k is not None:
@@ -110,6 +118,8 @@ class Endpoint:
         dims = (1, 2) if self.answers == "labels" else (2,)
         if found.ndim not in dims or len(found) != len(images):
             raise TypeError(f"predict gives {tuple(found.shape)}, not (N, classes) probabilities")
+        if found.is_complex() or found.layout != torch.strided:  # HTTP has no form for them
+            raise TypeError(f"answers must be real and dense, not {found.dtype} {found.layout}")
         if found.ndim == 1 and found.is_floating_point():
             raise TypeError(f"labels must be whole numbers, not {found.dtype}")
         self._taken.add(shape)

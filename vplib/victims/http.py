@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import threading
 import time
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -26,6 +27,7 @@ from vplib.victims.endpoint import BudgetSpent, Endpoint
 
 MAX_BYTES = 2**24  # of one request; the client sends larger batches in parts
 TIMEOUT = 60.0  # seconds until a service counts as gone
+PATIENCE = 10.0  # seconds in which a request must have arrived, or its connection is closed
 HEADER = 256  # at most, of a safetensors file that holds one tensor
 FORM = "application/octet-stream"
 
@@ -43,10 +45,12 @@ def can_serve() -> bool:
 def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
     """An endpoint behind HTTP while inside: for this machine only (127.0.0.1), in its own thread.
 
-    POST /predict answers; GET / says what is answered and how many queries were counted. Refusals
-    have a status and one sentence: 400 no images in this form, 413 too long, 422 wrong images, of a
-    shape that the model does not take too, 429 budget spent, 500 the model failed. What the model
-    itself says of a failure is never told.
+    POST /predict answers; GET / says what is answered, how many queries were counted, and which
+    service it is. Refusals have a status and one sentence: 400 no images in this form or no name of
+    this machine as `Host`, 413 too long, 415 another `Content-Type` (both are what a web page that
+    the user has open could send), 422 wrong images, of a shape that the model does not take too,
+    429 budget spent, 500 the model failed. What the model itself says of a failure is never told.
+    A connection on which no whole request arrives within `PATIENCE` is closed.
 
     Args:
         endpoint: what answers.
@@ -63,13 +67,36 @@ def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
     import uvicorn
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Patient(H11Protocol):  # uvicorn's own timeout begins after an answer only
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self.waiting = self.loop.call_later(PATIENCE, transport.abort)
+
+        def handle_events(self):
+            super().handle_events()
+            if self.cycle and not (self.cycle.more_body or self.cycle.response_complete):
+                self.waiting.cancel()  # the request is whole, the answer is the model's to wait for
+
+        def on_response_complete(self):
+            self.waiting.cancel()
+            self.waiting = self.loop.call_later(PATIENCE, self.transport.abort)
+            super().on_response_complete()
+
+    service = endpoint.id
 
     async def about(request):
-        return JSONResponse({k: getattr(endpoint, k) for k in ("answers", "queries", "budget")})
+        said = {k: getattr(endpoint, k) for k in ("answers", "queries", "budget")}
+        return JSONResponse(said | {"service": service})
 
     async def predict(request):
+        if request.headers.get("content-type") != FORM:
+            return PlainTextResponse(f"send it with the header Content-Type: {FORM}", 415)
         body = await request.body()
         try:
             (images,) = safetensors.torch.load(body).values()
@@ -86,9 +113,11 @@ def serve(endpoint: Endpoint) -> Iterator[SimpleNamespace]:
         return Response(_packed("answers", answers), media_type=FORM)
 
     routes = [Route("/", about), Route("/predict", predict, methods=["POST"])]
-    app = Starlette(routes=routes, max_body_size=MAX_BYTES)
+    ours = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    app = Starlette(routes=routes, middleware=[ours], max_body_size=MAX_BYTES)
     listening = socket.create_server(("127.0.0.1", 0))
-    quiet = dict(log_level="critical", access_log=False)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its connections inherit it
+    quiet = dict(log_level="critical", access_log=False, http=Patient)
     server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=5, **quiet))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
@@ -115,24 +144,28 @@ class Client:
             url: of the service.
             save: a file that keeps every answer as soon as it is there. An attack that was
                 interrupted and is started again with equal arguments gets the answers that were
-                paid for from the file, each of them once, and only asks for the rest.
+                paid for from the file, each of them once, and only asks for the rest. It belongs to
+                one service: the same model, which answers in the same way.
 
         Raises:
             ServiceError: nothing answers there.
-            ValueError: `save` is some other file.
+            ValueError: `save` is some other file, or another service's.
         """
         self.url, self._host, self._save = url, url.removeprefix("http://").rstrip("/"), save
         self._lock, self._paid, self.reused = threading.Lock(), defaultdict(deque), 0
-        _ = self.queries  # or nobody is there
+        self._service = str(self._about("service")).encode()  # or nobody is there
         if save is not None:
             self._load()
 
     @property
     def queries(self) -> int:
         """How many queries the service has counted, whoever asked."""
+        return self._about("queries")
+
+    def _about(self, name: str):
         try:
-            return json.loads(self._ask("/"))["queries"]
-        except (ValueError, KeyError, TypeError):
+            return json.loads(self._ask("/"))[name]
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ServiceError(f"{self.url} answers, but is no endpoint of http.serve") from None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -142,6 +175,7 @@ class Client:
             ValueError: the service refuses the images; they cost nothing.
             BudgetSpent: they would exceed its budget.
             ServiceError: it is gone or broke.
+            OSError: an answer cannot be written to `save`.
         """
         one, most = max(1, images[:1].nbytes), MAX_BYTES - HEADER
         if one > most:
@@ -150,15 +184,28 @@ class Client:
 
     def _part(self, images: Tensor) -> Tensor:
         request = _packed("images", images)
-        digest = hashlib.sha256(request).hexdigest()
+        digest = hashlib.sha256(request).digest()
         with self._lock:
             saved = self._paid[digest].popleft() if self._paid[digest] else None
             self.reused += len(images) * (saved is not None)
         answer = saved or self._ask("/predict", request)
+        try:
+            (answers,) = safetensors.torch.load(answer).values()
+        except Exception:  # whatever a stranger may send
+            raise ServiceError(f"{self.url} answers, but is no endpoint of http.serve") from None
         if self._save is not None and saved is None:
+            self._keep(self._service, digest, answer)
+        return answers
+
+    def _keep(self, *row: bytes) -> None:
+        try:
             with self._lock, closing(self._open()) as file, file:  # a transaction: all or nothing
-                file.execute("INSERT INTO answers VALUES (?, ?)", (digest, answer))
-        return safetensors.torch.load(answer)["answers"]
+                file.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (*row, _checksum(*row)))
+        except sqlite3.Error as error:
+            raise OSError(
+                f"{self._save} cannot take the last answer ({error}); make room and start the "
+                "attack again: what was answered before is kept"
+            ) from None
 
     def _ask(self, path: str, body: bytes | None = None) -> bytes:
         try:
@@ -179,19 +226,39 @@ class Client:
         raise kinds.get(status, ServiceError)(f"{self.url} refused ({status}): {why}")
 
     def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._save, timeout=TIMEOUT)
+        file = sqlite3.connect(self._save, timeout=TIMEOUT)
+        file.text_factory = bytes  # a flipped bit makes text of a number
+        return file
 
     def _load(self) -> None:
         try:
             with closing(self._open()) as file, file:
-                file.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT, answer BLOB)")
-                rows = file.execute("SELECT request, answer FROM answers ORDER BY rowid")
-                for digest, answer in rows:
-                    self._paid[digest].append(answer)
-        except sqlite3.DatabaseError as error:
+                columns = "service, request, answer, checksum"
+                file.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
+                file.execute("DELETE FROM answers WHERE 0")  # can it be written to?
+                rows = file.execute(f"SELECT {columns} FROM answers ORDER BY rowid").fetchall()
+        except sqlite3.Error as error:
             raise ValueError(
                 f"{self._save} holds no saved answers ({error}); name another file"
             ) from None
+        whole = [row for *row, checksum in rows if _checksum(*row) == checksum]
+        for service, digest, answer in whole:
+            if service != self._service:
+                raise ValueError(
+                    f"{self._save} holds the answers of another service (another model, or one "
+                    "that answers otherwise); name another file"
+                )
+            self._paid[digest].append(answer)
+        if damaged := len(rows) - len(whole):
+            warnings.warn(
+                f"{damaged} of {len(rows)} answers in {self._save} are damaged: asking them anew",
+                stacklevel=3,
+            )
+
+
+def _checksum(*row) -> bytes:
+    """Of one row; whatever a damaged file gives in place of bytes has one too."""
+    return hashlib.sha256(repr(row).encode()).digest()
 
 
 def _packed(name: str, values: Tensor) -> bytes:

@@ -135,6 +135,7 @@ class Lanes:
         self.network, self.scale = self.integer.rounded, self.integer.scale
         self.parameters = replace(PARAMETERS, scale_bits=input_bits)
         self.primes = self.parameters.context()[1][:-1]
+        self.parts = len(self.primes)
         networks.check_budget(self.integer, sum(np.log2(self.primes)))
         weights = self.integer.weights
         sums = [np.abs(w.reshape(len(w), -1)).sum(1).max() for w in weights]
@@ -174,8 +175,6 @@ class Lanes:
         """
         degree = self.parameters.poly_modulus_degree
         shape = degree // CHUNK, self.network.image_size**2, 2, CHUNK
-        if type(part) is not int or not 0 <= part < len(self.primes):
-            raise MessageError(f"part {part!r} is no lane of {len(self.primes)}")
         _check_residues(lane, shape, p := self.primes[part])
         found = np.empty((len(self.integer.weights[2]), 5, degree // CHUNK, CHUNK), "<u4")
         for i, block in enumerate(lane):

@@ -23,6 +23,9 @@ def positions(image_size: int, kernel: int, stride: int, padding: int) -> int:
 def check_layout(layout: dict, names: tuple, image_size: int) -> None:
     """Refuses what an offer says of its network where no network can be so.
 
+    With its padding a picture may grow to twice its height and width, for a client that encrypts
+    pixel by pixel does what the layout asks.
+
     Args:
         layout: whole numbers by name, a stranger's.
         names: what a layout of this form holds.
@@ -35,8 +38,8 @@ def check_layout(layout: dict, names: tuple, image_size: int) -> None:
     fits = fits and all(type(v) is int and v >= (n != "padding") for n, v in layout.items())
     if fits:  # without a kernel in the layout, that of one pixel fits wherever one does
         shape = layout.get("kernel", 1), layout.get("stride", 1), layout.get("padding", 0)
-        width = positions(image_size, *shape)
-        fits = max(shape) <= image_size + 2 * shape[2] <= 3 * image_size
+        width, size = positions(image_size, *shape), image_size + 2 * shape[2]
+        fits = max(shape) <= size <= size + -size % shape[1] <= 2 * image_size
     if not fits or layout.get("width", width) != width:
         raise ValueError(f"no network on {image_size}x{image_size} pixels has the layout {layout}")
 

@@ -112,21 +112,32 @@ class Files:
         return item
 
 
+def fresh(files: Files, context, data: bytes, parameters: Parameters):
+    """SEAL's ciphertext of a stranger's bytes.
+
+    Raises:
+        ValueError: SEAL refuses them, or they are of no ciphertext as clients make them: of two
+            polynomials, of all primes, at the parameters' scale.
+    """
+    found = files.load(sealapi.Ciphertext(context), context, data)
+    about = found.size(), found.scale, found.is_ntt_form(), found.parms_id()
+    if about != (2, 2.0**parameters.scale_bits, True, context.first_parms_id()):
+        raise ValueError("a ciphertext is not freshly encrypted under the offer's parameters")
+    return found
+
+
 class Secret:
-    """A secret key, and what encrypts and decrypts under it.
+    """A fresh secret key, and what encrypts and decrypts under it.
 
     Args:
         parameters: of the encryption.
-        key: the bytes of the secret key; by default a fresh one.
     """
 
-    def __init__(self, parameters: Parameters, key: bytes | None = None):
+    def __init__(self, parameters: Parameters):
         self.parameters, self.files = parameters, Files()
         self.context, self.primes = parameters.context()
         self.generator = sealapi.KeyGenerator(self.context)
         secret = self.generator.secret_key()
-        if key is not None:
-            secret = self.files.load(sealapi.SecretKey(), self.context, key)
         self._encryptor = sealapi.Encryptor(self.context, secret)
         self._decryptor = sealapi.Decryptor(self.context, secret)
         self._encoder = sealapi.CKKSEncoder(self.context)

@@ -1,9 +1,10 @@
 """A server and its clients, whatever the form of the arithmetic, and a server's own process.
 
 A form is two classes. The server's holds `network`, `parameters`, `scale`, `layout` (what clients
-need besides, plain JSON) and `keyed`, and has `tolerance(logits)`, `read_keys(body)` where it is
-keyed, and `evaluate(body, part, keys)`. The client's holds the secret key, `batch_size` and
-`parts`, and has `keys()`, `encrypt(images)` and `decrypt(bodies, scale)`. All else is here, once.
+need besides, plain JSON), `parts` (requests a batch) and `keyed`, and has `tolerance(logits)`,
+`read_keys(body)` where it is keyed, and `evaluate(body, part, keys)`. The client's holds the secret
+key, `batch_size` and `parts`, and has `keys()`, `encrypt(images)` and `decrypt(bodies, scale)`. All
+else is here, once.
 """
 
 import multiprocessing
@@ -49,6 +50,7 @@ class Server:
         about = dict(form=form.name, image_size=form.network.image_size, scale=float(form.scale))
         about |= dict(parameters=asdict(form.parameters), layout=form.layout)
         about |= dict(tolerance=float(form.tolerance(logits, self.known)))
+        about |= dict(bound=form.network.logit_bound())
         body = np.concatenate([self.known.ravel(), logits])
         return messages.pack_message(self.session_key, "offer", body, **about)
 
@@ -64,15 +66,20 @@ class Server:
             self.session_key, message, ("keys", "request"), **about
         )
         about |= {name: header.get(name) for name in ("key", "nonce", "part")}
-        client = str(header.get("key"))
+        named = ("key",) if header["kind"] == "keys" else ("key", "nonce")
+        if not all(isinstance(about[name], str) for name in named):
+            raise MessageError(f"a message of this kind must name its {' and its '.join(named)}")
+        client = about["key"]
         if header["kind"] == "keys":
             with _as_message_error("these are no evaluation keys of this context"):
                 self.keys = {client: form.read_keys(body)}
             return messages.pack_message(self.session_key, "ready", **about)
         if form.keyed and client not in self.keys:
             raise MessageError("no evaluation keys of this client: send client.keys() first")
+        if type(part := about["part"]) is not int or not 0 <= part < form.parts:
+            raise MessageError(f"part {part!r} is none of the {form.parts} of a request")
         with _as_message_error("this is no request of this form"):
-            found = form.evaluate(body, header.get("part"), self.keys.get(client))
+            found = form.evaluate(body, part, self.keys.get(client))
         return messages.pack_message(self.session_key, "answer", found, **about)
 
 
@@ -93,6 +100,7 @@ class Client:
         with _as_message_error("this is no offer of a server"):
             self.form, self.image_size = header["form"], (size := header["image_size"])
             self.scale, self.tolerance = header["scale"], header["tolerance"]
+            self.bound = 1.01 * header["bound"] + self.tolerance  # and what noise may add
             content, pixels = header["parameters"], size**2
             self.parameters = Parameters(**content | {"coeff_bits": tuple(content["coeff_bits"])})
             self.known = check_images(body[:pixels].reshape(1, size, size), size, 1)
@@ -104,11 +112,13 @@ class Client:
 
     def _check_offer(self, form: type, layout: dict) -> None:
         """Refuses numbers that do not fit each other, before anything is made by them."""
-        scales, classes = [self.scale, self.tolerance], len(self.known_logits)
+        scales, classes = [self.scale, self.tolerance, self.bound], len(self.known_logits)
         if not classes or layout.get("classes", classes) != classes:
             raise ValueError(f"{classes} logits are promised, for the layout {layout}")
         if not np.isfinite([*scales, *self.known_logits]).all() or min(scales) <= 0:
-            raise ValueError("scale and tolerance must be above 0, and the logits finite")
+            raise ValueError("scale, tolerance and bound must be above 0, and the logits finite")
+        if np.abs(self.known_logits).max() > self.bound:
+            raise ValueError("the logits that are promised exceed the network's own bound")
         bits = self.parameters.scale_bits  # lanes take any
         ours = form.parameters if form.keyed else replace(form.parameters, scale_bits=bits)
         if self.parameters != ours or not 1 <= bits <= 40:
@@ -149,7 +159,8 @@ class Client:
 
         Raises:
             MessageError: an answer is missing, double, altered, not to these requests, or no
-                ciphertext; or the known-answer image came back wrong.
+                ciphertext; or the known-answer image came back wrong, or logits that the network
+                gives to no picture.
         """
         parts, about = {}, self.about() | dict(nonce=self.nonce)
         for message in answers:
@@ -166,10 +177,15 @@ class Client:
             found = found[: self._count + (self.batch_size > 1)] / self.scale
             if (num_classes := found.shape[1]) != len(self.known_logits):
                 raise MessageError(f"{num_classes} classes came back, not {len(self.known_logits)}")
-        if self.batch_size == 1:
-            return found
-        self._check_known(found[-1])
-        return found[:-1]
+        if self.batch_size > 1:
+            self._check_known(found[-1])
+            found = found[:-1]
+        if not (np.abs(found) <= self.bound).all():
+            raise MessageError(
+                f"logits up to {np.abs(found).max():.3g} came back, but no picture has any beyond "
+                f"{self.bound:.3g}: the request or the answer was altered"
+            )
+        return found
 
     def check(self, ask: Callable[[bytes], bytes]) -> None:
         """Asks the known-answer image as a query of its own, where a request has one slot only.

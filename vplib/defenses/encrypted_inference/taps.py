@@ -72,6 +72,11 @@ class Packing:
         found |= {-p for p in range(1, self.groups)} | {c * m for m in powers(self.narrow)}
         return sorted(found)
 
+    def elements(self) -> list[int]:
+        """The same as powers of the root that SEAL's keys are named by, and the conjugation."""
+        double = 4 * self.slots
+        return [pow(3, step, double) for step in self.rotations()] + [double - 1]
+
     def by_activation(self, values: np.ndarray) -> np.ndarray:
         """(..., slots) of (..., maps * width^2) activations; zero where there is none."""
         padded = np.zeros((*values.shape[:-1], self.wide), values.dtype)
@@ -138,8 +143,7 @@ class TapSecret(seal.Secret):
 
     def keys(self) -> list[bytes]:
         """Evaluation keys: to relinearize, to conjugate, and for the rotations that are used."""
-        double = 2 * self.parameters.poly_modulus_degree
-        elements = [pow(3, step, double) for step in self.packing.rotations()] + [double - 1]
+        elements = self.packing.elements()
         made = self.generator.create_relin_keys(), self.generator.create_galois_keys(elements)
         return [self.files.save(part) for part in made]
 
@@ -164,7 +168,7 @@ class Taps:
         ValueError: the network is too wide for the slots.
     """
 
-    name, keyed, parameters, Secret = "taps", True, PARAMETERS, TapSecret
+    name, keyed, parts, parameters, Secret = "taps", True, 1, PARAMETERS, TapSecret
 
     def __init__(self, network: networks.SquareNetwork):
         self.network, parameters = network, self.parameters
@@ -206,6 +210,8 @@ class _Evaluation:
         self.files, self.packing = seal.Files(), Packing(form.parameters.slots, form.layout)
         self.relin = self.files.load(sealapi.RelinKeys(), context, relin)
         self.galois = self.files.load(sealapi.GaloisKeys(), context, galois)
+        if not all(map(self.galois.has_key, self.packing.elements())):
+            raise MessageError("keys of rotations that this network needs are missing")
         self.evaluator, self.encoder = sealapi.Evaluator(context), sealapi.CKKSEncoder(context)
         net, pack = form.enlarged, self.packing
         self.taps, self.diagonals = pack.taps(net.kernel), pack.diagonals(net.fc1)
@@ -264,9 +270,10 @@ class _Evaluation:
     def evaluate(self, parts: list) -> bytes:
         """A request's ciphertexts, to the answer's bytes."""
         pack, run, self._next = self.packing, self.evaluator, 0
-        if len(parts) != pack.num_ciphertexts:
-            raise MessageError(f"{len(parts)} ciphertexts are not the taps of this kernel")
-        taps = [self.files.load(sealapi.Ciphertext(self.context), self.context, p) for p in parts]
+        if not isinstance(parts, list) or len(parts) != pack.num_ciphertexts:
+            raise MessageError(f"the taps of this kernel are {pack.num_ciphertexts} ciphertexts")
+        parameters = self.form.parameters
+        taps = [seal.fresh(self.files, self.context, part, parameters) for part in parts]
         x = self.sum_of_products(taps, self.taps, self.top_prime(taps[0]))
         mirrored = sealapi.Ciphertext(self.context)
         run.complex_conjugate(x, self.galois, mirrored)

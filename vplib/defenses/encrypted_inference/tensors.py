@@ -6,6 +6,7 @@ they do not work on a machine, `session.start` leads here.
 """
 
 import itertools
+import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,7 @@ from vplib.defenses.encrypted_inference import seal
 from vplib.defenses.encrypted_inference.messages import MessageError
 
 import tenseal  # isort: skip  (`seal` says what to do where it is missing)
+from tenseal import sealapi  # isort: skip
 
 # Six products need five primes between the outer two. The first prime holds the logits, whose
 # bound is far above what real images reach.
@@ -61,9 +63,7 @@ def phases(images: np.ndarray, network_layout: dict) -> np.ndarray:
 
 
 class TensorSecret(seal.Secret):
-    """The client's side: a TenSEAL context with the secret key, and SEAL for what comes back.
-
-    TenSEAL's own reader ends the process on some bytes, and a server could send them; SEAL checks.
+    """The client's side: one pixel of all images a ciphertext, the answer to logits.
 
     Args:
         parameters: the offer's.
@@ -77,24 +77,16 @@ class TensorSecret(seal.Secret):
         networks.check_layout(layout, ("stride", "padding"), image_size)
         self.layout = layout
         self.batch_size = parameters.slots - 1  # one slot holds the known-answer image
-        self.tenseal = tenseal.context(
-            tenseal.SCHEME_TYPE.CKKS,
-            parameters.poly_modulus_degree,
-            coeff_mod_bit_sizes=list(parameters.coeff_bits),
-            encryption_type=tenseal.ENCRYPTION_TYPE.SYMMETRIC,
-        )
-        self.tenseal.global_scale = 2.0**parameters.scale_bits
-        self.tenseal.generate_relin_keys()
-        super().__init__(parameters, seal.Files().save(self.tenseal.secret_key().data))
+        super().__init__(parameters)
 
     def keys(self) -> bytes:
         """What the server needs to multiply: relinearization keys, without the secret key."""
-        return self.tenseal.serialize(save_secret_key=False, save_galois_keys=False)
+        return self.files.save(self.generator.create_relin_keys())
 
-    def encrypt(self, images: np.ndarray) -> Iterator[bytes]:
-        """One ciphertext a pixel, of (images, H, W)."""
-        batch = phases(images, self.layout)
-        yield tenseal.ckks_tensor(self.tenseal, batch.tolist(), batch=True).serialize()
+    def encrypt(self, images: np.ndarray) -> Iterator[list[bytes]]:
+        """One ciphertext a pixel, of (images, H, W), in the order of `phases`."""
+        pixels = phases(images, self.layout).reshape(len(images), -1).T
+        yield [self.files.save(self.encrypt_slots(column)) for column in pixels]
 
     def decrypt(self, bodies: list, num_classes: int) -> np.ndarray:
         """(slots, classes) numbers of the answer, a ciphertext a class."""
@@ -104,8 +96,8 @@ class TensorSecret(seal.Secret):
 class Tensors:
     """The server's side: TenSEAL, under a client's evaluation keys.
 
-    TenSEAL's reader ends the process on some bytes: whoever has the session key can stop a server
-    of this form, which is a reason to let it run in a process of its own.
+    TenSEAL's reader ends the process on some bytes, so it never reads a stranger's: SEAL checks
+    keys and ciphertexts one by one, and the buffers that hold them are written here.
 
     Args:
         network: in floats.
@@ -114,7 +106,7 @@ class Tensors:
         OverBudget: the first prime leaves the logits too little room for their fraction.
     """
 
-    name, keyed, parameters, Secret = "tensor", True, PARAMETERS, TensorSecret
+    name, keyed, parts, parameters, Secret = "tensor", True, 1, PARAMETERS, TensorSecret
 
     def __init__(self, network: networks.SquareNetwork):
         self.network, parameters = network, self.parameters
@@ -145,17 +137,40 @@ class Tensors:
         return 0.01 * np.abs(logits).max() + 0.5 / self.scale
 
     def read_keys(self, body: bytes):
-        """TenSEAL's context with the keys of a client.
+        """TenSEAL's context with the relinearization keys of a client, and no other key."""
+        parameters, files = self.parameters, seal.Files()
+        files.load(sealapi.RelinKeys(), parameters.context()[0], body)
+        ours = tenseal.context(
+            tenseal.SCHEME_TYPE.CKKS,
+            parameters.poly_modulus_degree,
+            coeff_mod_bit_sizes=list(parameters.coeff_bits),
+            encryption_type=tenseal.ENCRYPTION_TYPE.SYMMETRIC,
+        )
+        ours.global_scale = 2.0**parameters.scale_bits
+        empty = ours.serialize(False, False, False, False)  # of protobuf, which merges what follows
+        return tenseal.context_from(empty + field(2, field(4, body)), n_threads=1)
 
-        Raises:
-            MessageError: it holds a secret key.
-        """
-        context = tenseal.context_from(body, n_threads=1)
-        if context.is_private():
-            raise MessageError("the keys hold the secret key, which must stay with the client")
-        return context
-
-    def evaluate(self, body: bytes, part: int, keys) -> list[bytes]:
-        """The bytes of encrypted logits, a ciphertext a class, of a request's."""
-        logits, files = evaluate(tenseal.ckks_tensor_from(keys, body), self.scaled), seal.Files()
+    def evaluate(self, body: list[bytes], part: int, keys) -> list[bytes]:
+        """The bytes of encrypted logits, a ciphertext a class, of a request's pixels."""
+        parameters, files, size = self.parameters, seal.Files(), self.network.image_size
+        shape = phases(np.zeros((1, size, size)), self.layout).shape[1:]
+        context = parameters.context()[0]
+        if not isinstance(body, list) or len(body) != np.prod(shape):
+            raise MessageError(f"a request of this form is {np.prod(shape)} ciphertexts")
+        for cipher in body:
+            seal.fresh(files, context, cipher, parameters)
+        scale = b"\x19" + struct.pack("<d", 2.0**parameters.scale_bits)  # field 3, a double
+        shape, body = field(1, b"".join(map(varint, shape))), [field(2, cipher) for cipher in body]
+        x = tenseal.ckks_tensor_from(keys, b"".join([shape, *body, scale]))
+        logits = evaluate(x, self.scaled)
         return [files.save(cipher) for cipher in logits.ciphertext()]
+
+
+def varint(value: int) -> bytes:
+    """A whole number as protobuf writes it: seven bits a byte, the lowest first."""
+    return bytes([value & 127 | 128]) + varint(value >> 7) if value > 127 else bytes([value])
+
+
+def field(number: int, data: bytes) -> bytes:
+    """Bytes as protobuf's field of this number, in TenSEAL's tensors.proto and its context's."""
+    return bytes([number << 3 | 2]) + varint(len(data)) + data
