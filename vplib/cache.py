@@ -123,9 +123,14 @@ def write(key: str, state: dict[str, Tensor]) -> None:
     said = {"key": key, "contents": fingerprint(dict(sorted(whole.items())))}
     beside = path.with_name(f".{key[:8]}.{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        paths.cache_root().mkdir(parents=True, exist_ok=True)
+        for folder in (path.parent.parent, path.parent):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                _share(folder, 0o2777)
         with open(beside, "xb") as file:
             file.write(safetensors.torch.save(whole, said))
+        _share(beside, 0o666)
         os.replace(beside, path)
     except OSError as error:
         _tell(
@@ -142,6 +147,14 @@ def write(key: str, state: dict[str, Tensor]) -> None:
 def files() -> list[Path]:
     """The files of the cache, also those that an interrupted run left half-written."""
     return sorted(p for p in (paths.cache_root() / "models").rglob("*") if p.is_file())
+
+
+def _share(new: Path, bits: int) -> None:
+    """Gives a new file or folder the group and the mode of the cache's root: who may use that."""
+    root = paths.cache_root().stat()
+    for set_one in (lambda: os.chown(new, -1, root.st_gid), lambda: new.chmod(root.st_mode & bits)):
+        with contextlib.suppress(OSError):  # no member of the group, a file system without modes
+            set_one()
 
 
 def _path(key: str) -> Path:

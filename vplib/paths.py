@@ -17,7 +17,7 @@ def cache_root() -> Path:
     """Where trained models are kept: `VPLIB_CACHE`, else the platform's user cache.
 
     A relative `VPLIB_CACHE` is taken from the root of the clone, as `VPLIB_DATA` is. A user without
-    a home has one among the temporary folders.
+    a home that can be written has one among the temporary folders, but for `XDG_CACHE_HOME`.
 
     Raises:
         ValueError: `VPLIB_CACHE` is relative and vplib was not imported from a clone, or begins
@@ -25,14 +25,17 @@ def cache_root() -> Path:
     """
     if given := _given("VPLIB_CACHE"):
         return given
-    home = lent_home()
+    home = None if os.environ.get("XDG_CACHE_HOME") else lent_home()
     return home / ".cache" / "vplib" if home else platformdirs.user_cache_path("vplib")
 
 
 def lent_home() -> Path | None:
-    """A folder for a user who has no home, as in some containers; None for all others."""
-    homeless = os.path.expanduser("~") == "~"
-    return Path(tempfile.gettempdir(), f"vplib-{os.getuid()}") if homeless else None
+    """A folder for a user without a home that can be written, as in some containers; else None."""
+    home = os.path.expanduser("~")
+    there = next(p for p in (Path(home), *Path(home).parents) if p.exists())
+    if home != "~" and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return Path(tempfile.gettempdir(), f"vplib-{os.getuid()}")
 
 
 def data_root() -> Path:

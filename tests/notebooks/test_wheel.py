@@ -34,7 +34,8 @@ def test_the_wheel_holds_what_a_lone_notebook_reads(wheel):
         held = {name: file.getinfo(name).file_size for name in file.namelist()}
         papers = file.read("vplib/papers.csv")
     assert papers == (ROOT / "notebooks" / "papers.csv").read_bytes()
-    assert held["vplib/show/drawing_pad.js"] > 500 and held["vplib/runner/report.html.jinja"] > 500
+    texts = ("show/drawing_pad.js", "runner/report.html.jinja", "runner/lab.toml")
+    assert all(held[f"vplib/{name}"] > 500 for name in texts)
     assert all(name.startswith("vplib") for name in held)
     assert not [name for name in held if name.endswith((".ipynb", ".png"))]
 

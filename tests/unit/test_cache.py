@@ -13,6 +13,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -1000,6 +1001,70 @@ def test_models_are_for_all_who_may_read_the_folder():
         os.umask(before)
     (path,) = whole_files()
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+USERS = """
+import json, os, sys, warnings
+import torch
+from vplib import cache
+
+os.umask(0o077)
+for root, (user, groups), keys in json.loads(sys.argv[1]):
+    if os.fork():
+        os.wait()
+        continue
+    os.environ["VPLIB_CACHE"] = root
+    os.chdir("/")
+    os.setgroups(groups)
+    os.setgid(groups[0])
+    os.setuid(user)
+    had = 0
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for key in map(cache.fingerprint, keys):
+            if (found := cache.read(key)) is None:
+                cache.write(key, {"a": torch.ones(2)})
+            else:
+                had += int(found["a"].tolist() == [1, 1])
+    print(json.dumps([had, [str(w.message) for w in record]]), flush=True)
+    os._exit(0)
+"""
+
+
+def as_users(*steps):
+    """What each (cache, user, keys) found there, and the warnings of it."""
+    command = [sys.executable, "-c", USERS, json.dumps(steps)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(getattr(os, "getuid", int)() != 0, reason="only root can be two users")
+def test_two_users_share_a_cache():
+    """The first of a class (its group: 6500) makes the folders that the second writes to."""
+    first, second, stranger = (6501, [6601, 6500]), (6502, [6602, 6500]), (6503, [6603])
+    with tempfile.TemporaryDirectory() as base:
+        os.chmod(base, 0o755)
+        roots = {mode: Path(base, oct(mode)) for mode in (0o2775, 0o775, 0o777, 0o755)}
+        steps = []
+        for mode, root in roots.items():
+            root.mkdir()
+            os.chown(root, 6501, 6500)
+            root.chmod(mode)
+            steps += [(str(root), first, ["one", "two"]), (str(root), second, ["one", "three"])]
+            steps += [(str(root), first, ["three"]), (str(root), stranger, ["one", "four", "five"])]
+        found = as_users(*steps)
+        for mode, root in roots.items():
+            had, told = zip(*found[:4], strict=True)
+            del found[:4]
+            refused = [("cannot be kept in" in text) for texts in told for text in texts]
+            assert had == ((0, 1, 0, 1) if mode == 0o755 else (0, 1, 1, 1)), oct(mode)
+            writers = {0o777: 3, 0o755: 1}.get(mode, 2)
+            assert refused == [True] * (3 - writers), told  # once a user, however many models
+            for path in root.rglob("*"):
+                about = path.stat()
+                assert about.st_gid == 6500 or mode == 0o777, path
+                assert about.st_mode & 0o7777 == mode & (0o666 if path.is_file() else 0o2777), path
 
 
 # Interrupted

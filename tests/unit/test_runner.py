@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -1223,6 +1224,50 @@ finally:
     assert done.returncode == 0, done.stderr + done.stdout
     assert "2.0 {'reused': 1, 'trained': 1}\n1 files" in done.stdout and "a: ran" in done.stdout
     assert sorted(os.listdir(tmp_path / "work")) == ["a.ipynb", "out"]
+
+
+def test_a_read_only_install_for_a_user_whose_home_cannot_be_written(tmp_path):
+    site, work = tmp_path / "site", tmp_path / "work"
+    shutil.copytree(
+        report.Path(run.__file__).parents[1], site / "vplib", ignore=shutil.ignore_patterns("*.pyc")
+    )
+    for folder in (work, tmp_path / "tmp"):
+        folder.mkdir()
+    for path in (*site.rglob("*"), site):  # which root could still write to
+        path.chmod(path.stat().st_mode & ~0o222)
+    before = {path: path.stat().st_mtime_ns for path in (*site.rglob("*"), site)}
+    figure = "import matplotlib.pyplot as plt\nplt.plot([0, 1]);"
+    keeps = """import torch, vplib
+from vplib import cache
+key = cache.fingerprint("x")
+had = cache.read(key)
+cache.write(key, {"a": torch.ones(2)})
+print(vplib.__file__, "had" if had else "had not")"""
+    cells = [code(source) for source in (figure, keeps)]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    page = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(page, work / "a.ipynb")
+    left_out = ("VPLIB_CACHE", "HOME", "JUPYTER", "XDG", "IPYTHON", "MPL")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
+    environment |= {"HOME": "/dev/null/home", "TMPDIR": str(tmp_path / "tmp")}
+    environment |= {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    runs = (["-m", "vplib", "run", "a.ipynb", "--out", "out"], ["-c", keeps])
+    for command, had in zip(runs, ("had not", "had"), strict=True):
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, cwd=work, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert done.stderr == ""
+        printed = done.stdout
+        if "run" in command:
+            ran = nbformat.read(work / "out" / "a.ipynb", 4)
+            outputs = [output for cell in ran.cells for output in cell.get("outputs", ())]
+            assert "image/png" in outputs[0].data
+            printed = "".join(o.text for o in outputs if o.output_type == "stream")
+            assert "Warning" not in printed
+        assert f"{site}/vplib/__init__.py {had}\n" in printed
+    assert before == {path: path.stat().st_mtime_ns for path in (*site.rglob("*"), site)}
+    assert not (report.Path("/dev/null/home")).exists()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

@@ -1,4 +1,4 @@
-"""The `vplib` command: list, run, sweep, report, cache."""
+"""The `vplib` command: list, run, sweep, report, lab, cache."""
 
 import contextlib
 import functools
@@ -133,6 +133,19 @@ def report(folder, output):
 
 
 @cli.command()
+@click.argument("notebook")
+@click.option("--out", type=Path, default=Path("lab"), help="Where it goes [default: lab].")
+def lab(notebook, out):
+    """Makes a lab of NOTEBOOK's part one: student's sheet, solutions and slides, for nbgrader."""
+    from vplib.runner import lab as labs
+
+    with _refusing():
+        ((name, path),) = running.find((notebook,)).items()
+        sheets = labs.check(name, path, out.absolute())
+    click.get_current_context().exit(labs.write(name, path, out.absolute(), *sheets))
+
+
+@cli.command()
 @click.option("--clear", is_flag=True, help="Delete the models.")
 def cache(clear):
     """Shows where trained models are kept and how much they take."""
@@ -161,8 +174,10 @@ def main(args=None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal need not have a claim's Greek letters
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if home := paths.lent_home():  # Jupyter starts no kernel for a user who has none
+    if home := paths.lent_home():  # where Jupyter keeps its kernels' keys
         os.environ["HOME"] = str(home)
+        with contextlib.suppress(OSError):
+            home.mkdir(mode=0o700, exist_ok=True)
     try:
         status = cli.main(args, prog_name="vplib", standalone_mode=False)
     except click.ClickException as error:
