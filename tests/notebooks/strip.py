@@ -194,7 +194,8 @@ def course_table(root: Path = ROOT) -> str:
         paper, title = about["paper"] or "", f"[{about['title']}]({name}.ipynb)"
         rows.append(f"| {number} | {title} | {about['minutes']} | {paper} | {goals} |")
     total = sum(notebook.metadata["vplib"]["minutes"] for _, notebook in in_course_order(root))
-    return "\n".join([*rows, "", f"{len(rows) - 2} notebooks, {total / 60:.0f} hours in all, part two aside."])
+    hours = f"{total / 60:.0f} hours in all, part two aside"
+    return "\n".join([*rows, "", f"{len(rows) - 2} notebooks, {hours}."])
 
 
 def write_tables(root: Path = ROOT) -> None:
