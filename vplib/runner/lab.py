@@ -19,12 +19,13 @@ from vplib.runner import run as running
 FOLD = re.compile(
     r"\s*<details><summary>Solution</summary>\s*```python\n(.*?)\n```\s*(.*?)\s*</details>", re.S
 )
-HEAD = re.compile(r"\*\*Exercise \d+\*\* \(\d+ minutes, (easy|medium|hard)\)")
+HEAD = re.compile(r"\*\*Exercise (\d+)\*\* \((\d+) minutes, (easy|medium|hard)\)")
 LEVELS = "easy", "medium", "hard"  # for one, two and three points
 CALL = re.compile(r"exercises\.check\([^()]*\)")
 HERO = re.compile(r"(!\[[^]]*\]\()[^)\s]*(gallery/\w+\.png)\)")  # here, or where it is published
 SAID = {
     r"[,;] \d+ for part two": ", 10 for the question at the end",
+    r"; a\s+(third|fourth)\s+one\s+stands[^.]*": "",
     "Hint and solution unfold": "The hint unfolds",
     r"\s*\[!\[Open in Colab.*": "",
 }  # what a sheet says otherwise than its notebook
@@ -138,6 +139,7 @@ def sheets(name: str, path: Path, notebook) -> tuple:
         one[0].attachments = {place.name: {"image/png": png}}
         one[0].source = HERO.sub(rf"\1attachment:{place.name})", one[0].source)
     one[0].source += f"\n\nThis sheet is part one of `{name}`; other papers stand in its part two."
+    one[0].source += _for_home(one)
     for cell in (*one, *last):
         tags = [t for t in cell.metadata.tags if t not in ("keep_output", "nbval-check-output")]
         cell.metadata = {"tags": tags} if tags else {}
@@ -156,6 +158,20 @@ def sheets(name: str, path: Path, notebook) -> tuple:
     return tuple(made)
 
 
+def _for_home(cells):
+    """Which exercises do not fit into 90 minutes with the rest, as a sentence; "" if all do."""
+    reading = re.search(r"(\d+) minutes for part one", cells[0].source)
+    left, home = 80 - int(reading[1]) if reading else 10**6, []  # ten are the question's
+    for number, minutes, _ in HEAD.findall("\n".join(cell.source for cell in cells)):
+        if int(minutes) <= left:
+            left -= int(minutes)
+        else:
+            home.append(f"{number} ({minutes} minutes)")
+    return (
+        f" In a class of 90 minutes, this is for home: exercise {', '.join(home)}." if home else ""
+    )
+
+
 def _exercises(name, cells, solved):
     """Part one with each exercise marked, solved or not, and followed by its test."""
     from nbformat.v4 import new_code_cell
@@ -171,7 +187,7 @@ def _exercises(name, cells, solved):
         wanted = _signature(stub) if stub else "one function"
         if not (call and solution and wanted == _signature(solution) and RETURN in cell.source):
             raise ValueError(f"{name}: no solution of {wanted} is folded in before {cell.id!r}")
-        points = 1 + LEVELS.index(head[1]) if head else 1
+        points = 1 + LEVELS.index(head[3]) if head else 1
         inside = [f"    {TEXTS['stub']}"]
         if solved:
             why = textwrap.wrap(" ".join(fold[2].split()), 88)
@@ -234,7 +250,7 @@ def slides(name: str, notebook) -> str:
         for part in cell.source.split("\n\n") if cell.cell_type == "markdown" else ():
             if part.startswith("##"):
                 heading = part.lstrip("# ").splitlines()[0]
-            elif part.startswith("**Predict"):
+            elif "**Predict" in part and not part.startswith("**What to see"):
                 add(f"## {heading}\n\n{part}")
             elif part.startswith("**What to see"):
                 add(part, kind="-")  # below the figure

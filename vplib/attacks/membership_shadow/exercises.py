@@ -70,6 +70,9 @@ def check_shadow_attack(attempt) -> str | None:
         "take the other column: that is 'out'": lambda s: ((s < 0.5) == inside).all(),
         "fit each attack model on its class alone": lambda s: (s - 0.5).abs().max() < 0.3,
         "learn it from the shadows, do not assume it": lambda s: ((s > 0.5) == right[6]).all(),
+        "mostly right: your classifier learns the shadows' answers by heart, take a smoother one": (
+            lambda s: ((s > 0.5) == inside).double().mean() > 0.7
+        ),
     }
     why = "an attack model for each class, which learns from the shadows and judges the victim"
     hint = "for each class: fit on the shadows' examples of it, score the victim's records of it"
