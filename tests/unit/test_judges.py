@@ -94,7 +94,7 @@ def flat(images):
 
 
 def test_the_discriminant_by_hand():
-    """Two people at (0, 0) and (4, 0); within people, photos differ in the second direction only."""
+    """Two people at (0, 0) and (4, 0), whose photos differ in the second direction only."""
     tagged = torch.tensor([[0, -1.0], [0, 1], [4, -1], [4, 1]]).view(4, 1, 1, 2)
     names = torch.tensor([0, 0, 1, 1])
     nobody = tagged[:0], names[:0]
@@ -198,7 +198,7 @@ def test_all_black_photos_leave_chance(parties):
     for rates in found.rates.values():
         assert rates.mean() == pytest.approx(1 / 6)  # one name for all
     assert {key[0] for key in found.rates} == {"naive", "parrot", "context"}
-    expression = torch.cat([p.attributes["expression"] for p in parties[1:]])
+    expression = parties.probes.attributes["expression"]
     shares = torch.bincount(expression) / len(expression)
     assert any(found.utility == pytest.approx(share.item()) for share in shares)
 

@@ -72,7 +72,7 @@ def head_boxes(photos: ImageSet) -> Tensor:
 
 
 def eye_boxes(photos: ImageSet) -> Tensor:
-    """(N, 4) boxes over both eyes: around the landmarks of rendered faces, or of an upright face."""
+    """(N, 4) boxes over both eyes: around rendered faces' landmarks, or of an upright face."""
     if photos.landmarks is None or photos.landmarks.shape[1] != 12:
         return _shares(photos, EYES)
     eyes = photos.landmarks[:, 2:4]

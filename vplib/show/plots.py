@@ -138,7 +138,7 @@ def privacy_utility(
     guessing: float,
     ax: Axes | None = None,
 ) -> Axes:
-    """What protections leave: the strongest attacker's accuracy against what the photos are good for.
+    """What protections leave: the strongest attacker's accuracy against the use of the photos.
 
     Up is worse for privacy, right is better for use. The naive attacker's accuracy stands hollow
     below: the distance is what an evaluation without a parrot overlooks.
@@ -160,7 +160,7 @@ def privacy_utility(
     for name in points:
         kinds.setdefault(re.sub(r"\b[\d./x]+\b", "", name).strip(), []).append(name)
     for i, (kind, names) in enumerate(kinds.items()):
-        look = dict(color=COLORS[i % len(COLORS)], marker=MARKERS[i // len(COLORS) - i % 7], ms=7)
+        look = dict(color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], ms=7)
         x, top, naive = np.transpose([_array(list(points[name])) for name in names])
         ax.vlines(x, naive, top, color=look["color"], lw=0.8, alpha=0.6)
         ax.plot(x, naive, ls="", mfc="white", **look)

@@ -61,12 +61,14 @@ class Judged(NamedTuple):
         utility: the share of photos whose attribute a fresh judge reads right; NaN without one.
         ssim: mean structural similarity of the released probes to the photos.
         named: for each (attacker, kind of eyes), (N,) who is named on each probe.
+        released: (N, C, H, W) the probes as they were released.
     """
 
     rates: Rates
     utility: float
     ssim: float
     named: Rates
+    released: Tensor
 
 
 def rendered(
@@ -292,7 +294,7 @@ def judge(
         context: what takes the person's head out of a photo, for the context attacker, who sees
             through pixels and gradients.
         attribute: of the photos, whole numbers, which a fresh judge reads for utility: trained on
-            released public photos, read on released photos of the known people.
+            released public photos, read on the released probes.
         passes: photos that each network sees in training.
         num_others: at most so many public photos train the heads.
         seed: decides the networks and the mixture.
@@ -304,9 +306,15 @@ def judge(
     names, truth, people = tagged.labels, probes.labels, public.labels
     some = torch.arange(len(public))[:: max(1, len(public) // num_others)].to(people.device)
     others = public.subset(some)
-    networks = [to_levels(public.images), mixture(public, protections.values(), seed=seed)]
-    networks = [train_network(x, people, passes=passes, seed=seed) for x in networks]
+    mixed = mixture(public, protections.values(), seed=seed)
+    networks = [
+        train_network(x, people, passes=passes, seed=seed)
+        for x in (to_levels(public.images), mixed)
+    ]
     fixed = {"pixels": pixels, "gradients": gradients}
+    if attribute:
+        settings = dict(passes=passes // 2, seed=seed)
+        reader = train_network(mixed, public.attributes[attribute], **settings)
     clean_eyes, eyes = ({**fixed, "network": network} for network in networks)
     clean = [release(nothing, x).images for x in (tagged, others)]
 
@@ -329,19 +337,15 @@ def judge(
                 said["context", kind] = trained(look, *hidden[:2])(hidden[2])
         named = {key: scores.argmax(1) for key, scores in said.items()}
         rates = {key: named_right(who, truth) for key, who in named.items()}
-        utility = _read(eyes, shown, (seen, asked), attribute) if attribute else torch.nan
+        utility = _read((reader, gradients), shown, asked, attribute) if attribute else torch.nan
         alike = metrics.ssim(asked.images, probes.images).mean().item()
-        found[name] = Judged(rates, utility, alike, named)
+        found[name] = Judged(rates, utility, alike, named, asked.images)
     return found
 
 
-def _read(eyes: dict[str, Eyes], shown: ImageSet, asked: tuple, attribute: str) -> float:
-    """How often the best of some fresh judges reads an attribute right."""
-    images = torch.cat([photos.images for photos in asked])
-    truth = torch.cat([photos.attributes[attribute] for photos in asked])
-    empty = shown.images[:0], shown.labels[:0]
-    judges = [
-        train_recognizer(look, shown.images, shown.attributes[attribute], *empty)
-        for look in eyes.values()
-    ]
-    return max((j(images).argmax(1) == truth).float().mean().item() for j in judges)
+def _read(eyes: Iterable[Eyes], shown: ImageSet, asked: ImageSet, attribute: str) -> float:
+    """How often the better of two fresh judges reads an attribute right."""
+    truth, nobody = shown.attributes[attribute], (shown.images[:0], shown.labels[:0])
+    judges = [train_recognizer(look, shown.images, truth, *nobody) for look in eyes]
+    right = [knows(asked.images).argmax(1) == asked.attributes[attribute] for knows in judges]
+    return max(r.float().mean().item() for r in right)
