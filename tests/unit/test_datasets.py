@@ -262,9 +262,7 @@ def test_what_an_experiment_needs_is_said_in_one_line():
         assert f"{value} {name.split('_')[-1][:5]}" in said or f"{value} images of each" in said
         assert said.endswith(": pools")
     gone = replace(data.subset(data.labels > 0))
-    with pytest.raises(
-        ValueError, match="smallest of 0; .* at least 1 images of each"
-    ):
+    with pytest.raises(ValueError, match="smallest of 0; .* at least 1 images of each"):
         gone.require(per_class=1, why="pools")
 
 

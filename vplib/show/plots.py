@@ -169,7 +169,7 @@ def privacy_utility(
             if name != kind:
                 label = name.replace(kind, "").strip() or name
                 ax.annotate(label, at, (4, 4), textcoords="offset points", fontsize="x-small")
-    ax.axhline(clean, color="k", lw=1, ls="--", label="unprotected")
+    ax.axhline(float(clean), color="k", lw=1, ls="--", label="unprotected")
     chance(ax, guessing, "guessing")
     ax.set(xlabel=xlabel, ylabel="photos that get the right name", ylim=(0, 1.05))
     ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
