@@ -49,6 +49,11 @@ QUICK = {
         dict(users=4, others=4, identities=60, later_identities=60, epochs=1, copied=64)
         | dict(groups=2, tuning_epochs=1, universal_steps=4, perturb_steps=3),
     ),
+    "images/obfuscation": (
+        dict(),
+        dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
+        | dict(counts=(1, 2), body_people=8, body_public=8, album_people=4),
+    ),
 }
 
 

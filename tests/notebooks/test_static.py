@@ -45,8 +45,8 @@ def test_papers_csv_is_whole():
     ("change", "message"),
     [
         (lambda rows: rows.append(dict(rows[0])), "stands twice"),
-        (lambda rows: rows[0].update(state="done"), "Oh 2016 is 'done', its claims say 'planned'"),
-        (lambda rows: rows[0].update(state="works"), "its claims say 'planned': make strip"),
+        (lambda rows: rows[0].update(state="done"), "Oh 2016 is 'done', its claims say 'works'"),
+        (lambda rows: rows[0].update(state="planned"), "its claims say 'works': make strip"),
         (lambda rows: rows[0].update(state="works", notebook="attacks/none"), "does not exist"),
     ],
 )

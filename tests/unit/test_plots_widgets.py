@@ -58,8 +58,16 @@ def draw_matrix(ax=None):
     return plots.matrix(torch.rand(2, 3), "ab", "xyz", ax, vmin=0, vmax=1)
 
 
+PROTECTIONS = {"blur 1/8": (0.5, 0.8, 0.2), "blur 1/4": (0.3, 0.4, 0.1), "eye bar": (0.7, 0.9, 0.6)}
+
+
+def draw_protections(ax=None):
+    settings = dict(clean=0.95, guessing=0.025, ax=ax)
+    return plots.privacy_utility(PROTECTIONS, "expression read right", **settings)
+
+
 DRAWINGS = pytest.mark.parametrize(
-    "draw", [draw_roc, draw_line, draw_histograms, draw_bars, draw_matrix]
+    "draw", [draw_roc, draw_line, draw_histograms, draw_bars, draw_matrix, draw_protections]
 )
 
 
@@ -179,6 +187,8 @@ def test_plots_take_tensors_of_any_device():
     plots.histogram_pair(away(5), away(6), "loss", away(1)[0])
     plots.matrix(away(2, 2), "ab", "cd")
     plots.matrix([away(2), away(2)], "ab", "cd")
+    point = tuple(away(3))
+    plots.privacy_utility({"blur": point}, "use", clean=away(1)[0], guessing=0.1)
     five = away(5)
     (bar, _) = plots.bars({"a": five, "b": away(1)[0]}).containers[1]
     assert bar.get_width() == pytest.approx(five.cpu().numpy().mean())
@@ -199,6 +209,18 @@ def test_chance_and_floor_are_lines_with_a_name_and_a_look_of_their_own():
     labels = [line.get_label() for line in ax.lines]
     assert labels == ["chance", "best guess without the model", "one in three"]
     assert across.get_linestyle() != best.get_linestyle()
+
+
+def test_protections_of_one_kind_are_joined_and_stand_over_the_naive_attacker():
+    ax = draw_protections()
+    hollow, full, *_ = ax.lines
+    assert full.get_label() == "blur" and hollow.get_markerfacecolor() == "white"
+    assert full.get_xdata().tolist() == hollow.get_xdata().tolist() == [0.5, 0.3]
+    assert full.get_ydata().tolist() == [0.8, 0.4] and hollow.get_ydata().tolist() == [0.2, 0.1]
+    assert {t.get_text() for t in ax.texts} == {"1/8", "1/4"}
+    labels = ax.get_legend_handles_labels()[1]
+    assert labels == ["blur", "eye bar", "unprotected", "guessing"]
+    assert [line.get_ydata()[0] for line in ax.lines[-2:]] == [0.95, 0.025]
 
 
 def test_bars_by_hand():

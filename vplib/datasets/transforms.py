@@ -50,7 +50,9 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     if sigma == 0:
         return images
     reach = [min(math.ceil(3 * sigma), n - 1) for n in (images.shape[-1], images.shape[-2])]
-    return v2.gaussian_blur(images, [2 * n + 1 for n in reach], [sigma] * 2).clamp(0, 1)
+    for kernel in ([2 * reach[0] + 1, 1], [1, 2 * reach[1] + 1]):  # one way, then the other
+        images = v2.gaussian_blur(images, kernel, [sigma] * 2)
+    return images.clamp(0, 1)
 
 
 def pixelate(images: Tensor, cell: int) -> Tensor:

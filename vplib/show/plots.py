@@ -1,5 +1,6 @@
 """Figures: each function draws on an Axes, returns it, and leaves showing to the notebook."""
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -139,6 +140,53 @@ def bars(values: dict, ax: Axes | None = None) -> Axes:
     ax.set_yticks(places, map(verbatim, values))
     ax.invert_yaxis()
     ax.margins(x=0.12)
+    return ax
+
+
+def privacy_utility(
+    points: dict[str, tuple[float, float, float]],
+    xlabel: str,
+    *,
+    clean: float,
+    guessing: float,
+    ax: Axes | None = None,
+) -> Axes:
+    """What protections leave: the strongest attacker's accuracy against the use of the photos.
+
+    Up is worse for privacy, right is better for use. The naive attacker's accuracy stands hollow
+    below: the distance is what an evaluation without a parrot overlooks.
+
+    Args:
+        points: by protection, its utility, the strongest attacker's accuracy, and the naive one's.
+            Names that begin with the same words, up to a number, are one kind, of which the points
+            are joined: "blur 1/8", "blur 1/4".
+        xlabel: what utility is measured as.
+        clean: the strongest attacker's accuracy on unprotected photos.
+        guessing: accuracy of a guess.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    ax = ax or plt.subplots(figsize=(8, 4.8))[1]
+    kinds = {}
+    for name in points:
+        kinds.setdefault(re.sub(r"\b[\d./x]+\b", "", name).strip(), []).append(name)
+    for i, (kind, names) in enumerate(kinds.items()):
+        look = dict(color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], ms=7)
+        x, top, naive = np.transpose([_array(list(points[name])) for name in names])
+        ax.vlines(x, naive, top, color=look["color"], lw=0.8, alpha=0.6)
+        ax.plot(x, naive, ls="", mfc="white", **look)
+        ax.plot(x, top, lw=1, ls="-", label=kind, **look)
+        for name, *at in zip(names, x, top, strict=True):
+            if name != kind:
+                label = name.replace(kind, "").strip() or name
+                ax.annotate(label, at, (4, 4), textcoords="offset points", fontsize="x-small")
+    ax.axhline(float(clean), color="k", lw=1, ls="--", label="unprotected")
+    chance(ax, guessing, "guessing")
+    ax.set(xlabel=xlabel, ylabel="photos that get the right name", ylim=(0, 1.05))
+    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set_title("full: strongest attacker; hollow: naive attacker", fontsize="medium")
     return ax
 
 

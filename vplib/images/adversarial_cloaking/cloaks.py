@@ -7,16 +7,18 @@ of them is the tracker's is a grant of the caller. Photos are files: a cloak is 
 rounding to 8 bits.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from vplib.datasets.files import check_photos, to_levels
+from vplib.datasets.files import encode as encode  # for the notebook, with the two below
+from vplib.datasets.files import to_jpeg as to_jpeg
+from vplib.datasets.files import to_png as to_png
 from vplib.datasets.imageset import check_range, is_whole
 from vplib.victims.recognition import SCALE, Embed, identify
 
@@ -361,63 +363,6 @@ def remove_overlay(images: Tensor, pool: Tensor, **secret) -> Tensor:
     return ((images - black) / (white - black)).clamp(0, 1)
 
 
-def to_levels(images: Tensor) -> Tensor:
-    """The photos on the 256 levels that a file has."""
-    return (images.clamp(0, 1) * 255).round() / 255
-
-
-def to_png(images: Tensor) -> Tensor:
-    """The photos after they were written as PNG files and read again.
-
-    Args:
-        images: (N, C, H, W) in [0, 1], C is 1 or 3.
-
-    Returns:
-        The same shape, float32 on 8-bit levels.
-
-    Raises:
-        ValueError: the photos are not of this shape, or not in [0, 1]: 8-bit ones, say.
-    """
-    return _through_file(images, "PNG")
-
-
-def to_jpeg(images: Tensor, quality: int, *, halve_color: bool = True) -> Tensor:
-    """The photos after they were written as JPEG files and read again.
-
-    Args:
-        images: (N, C, H, W) in [0, 1], C is 1 or 3.
-        quality: 1 to 95, of Pillow's encoder.
-        halve_color: whether color keeps half of its resolution each way (4:2:0, Pillow's default)
-            or all of it (4:4:4). Gray photos have none.
-
-    Returns:
-        The same shape, float32 on 8-bit levels.
-
-    Raises:
-        ValueError: there is no such quality, or the photos are as in `to_png`.
-    """
-    if not is_whole(quality, 1) or quality > 95:
-        raise ValueError(f"JPEG quality must be a whole number from 1 to 95, not {quality!r}")
-    settings = dict(quality=quality, subsampling="4:2:0" if halve_color else "4:4:4")
-    return _through_file(images, "JPEG", **settings)
-
-
-def encode(image: Tensor, form: str = "PNG", **settings) -> bytes:
-    """One photo (C, H, W) in [0, 1] as the bytes of a PNG or JPEG file; refused as in `to_png`."""
-    _check_photos(image[None])
-    levels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(levels.squeeze(-1).contiguous().numpy()).save(buffer, format=form, **settings)
-    return buffer.getvalue()
-
-
-def _through_file(images: Tensor, form: str, **settings) -> Tensor:
-    _check_photos(images)
-    read = [np.asarray(Image.open(io.BytesIO(encode(x, form, **settings)))) for x in images]
-    stacked = torch.from_numpy(np.stack(read)).to(images.device, torch.float32) / 255
-    return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
-
-
 @lru_cache
 def _windows(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(size, size): a row holds the Gaussian window at one position, mirrored at the border."""
@@ -439,12 +384,10 @@ def _check_budget(budget: float) -> None:
 
 
 def _check_photos(images: Tensor, least: int = 1) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise ValueError(f"photos must be (N, 1 or 3, H, W), not {tuple(images.shape)}")
+    check_photos(images)
     if min(images.shape[2:]) < least:
         size = "{}x{}".format(*images.shape[2:])
         raise ValueError(f"photos of {size} pixels have no usable size: DSSIM takes {WINDOW}")
-    check_range(images, "photos: ")
 
 
 def _check_galleries(galleries: Tensor, people: Tensor) -> None:

@@ -1,0 +1,109 @@
+"""Albums of photos with two people each, and what all photos of an album say together."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vplib.datasets.imageset import ImageSet
+from vplib.victims.judges import Eyes
+
+APART = 8.0  # log odds against one person standing twice on a photo
+STEPS = 10  # of the mean-field iteration, each half of the way
+
+
+def events(photos: ImageSet) -> Tensor:
+    """(N,) a number for each (person, session): who wore the same clothes on the same day."""
+    session = photos.attributes["session"]
+    both = photos.labels * (int(session.max()) + 1) + session
+    return both.unique(return_inverse=True)[1]
+
+
+def deal_albums(photos: ImageSet, people: int, seed: int = 0) -> list[Tensor]:
+    """Albums: each the photos of a few people in one session, two people on a photo.
+
+    Args:
+        photos: as many of each person in each session.
+        people: in an album, an even number.
+        seed: decides who is in which album, and who stands beside whom.
+
+    Returns:
+        For each album (n,) rows of `photos`; rows 2i and 2i + 1 stand on one photo, and show
+        different people.
+
+    Raises:
+        ValueError: the number is odd or below 2, or there are fewer people.
+    """
+    if people % 2 or not 2 <= people <= len(photos.classes):
+        raise ValueError(f"an album needs an even number of people, 2 or more, not {people}")
+    draws, found = torch.Generator().manual_seed(seed), []
+    session = photos.attributes["session"]
+    for day in session.unique():
+        order = torch.randperm(len(photos.classes), generator=draws)
+        for group in order[: len(order) // people * people].split(people):
+            rows = [((session == day) & (photos.labels == who)).nonzero()[:, 0] for who in group]
+            rounds = torch.stack(rows, 1)  # (photos, people)
+            order_of = [torch.randperm(people, generator=draws) for _ in rounds]
+            found.append(torch.cat([r[o] for r, o in zip(rounds, order_of, strict=True)]))
+    return found
+
+
+def learn_likeness(eyes: Eyes, public: ImageSet) -> Callable[[Tensor], Tensor]:
+    """How to tell from two photos of one day whether they show the same person.
+
+    Features are whitened by how photos of one person and day differ; log odds follow from the
+    distance by a logistic regression on pairs of public photos.
+
+    Args:
+        eyes: from (N, C, H, W) photos to (N, dim) features.
+        public: photos of others, released as the album is, several of a person and session.
+
+    Returns:
+        A function from (N, C, H, W) photos of one session to (N, N) log odds, 0 on the diagonal.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    features, group = eyes(public.images), events(public)
+    sums = features.new_zeros(int(group.max()) + 1, features.shape[1])
+    means = sums.index_add_(0, group, features) / torch.bincount(group)[:, None]
+    within = features - means[group]
+    covariance = within.T @ within / len(within)
+    covariance += 0.01 * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+    factor = torch.linalg.cholesky(covariance)
+
+    def distances(seen):
+        white = torch.linalg.solve_triangular(factor, seen.T, upper=False).T
+        return torch.cdist(white, white) / len(factor) ** 0.5
+
+    session = public.attributes["session"]
+    pairs = (session[:, None] == session) & ~torch.eye(len(public), device=session.device).bool()
+    same = (public.labels[:, None] == public.labels)[pairs]
+    fitted = LogisticRegression(class_weight="balanced")
+    fitted.fit(distances(features)[pairs][:, None].cpu().numpy(), same.cpu().numpy())
+    slope, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    return lambda images: (slope * distances(eyes(images)) + offset).clamp(-3, 3).fill_diagonal_(0)
+
+
+def infer_together(scores: Tensor, alike: Tensor, weight: float = 0.5) -> Tensor:
+    """What an album's photos say together about who is who: beliefs by mean field.
+
+    Args:
+        scores: (n, people) log probabilities of each person's own photo, rows 2i and 2i + 1 of one
+            photo.
+        alike: (n, n) log odds that two of them show the same person.
+        weight: of these odds: they are not independent.
+
+    Returns:
+        (n, people) probabilities.
+
+    Source:
+        After Oh et al., Faceless person recognition, ECCV 2016: unary and pairwise terms on an
+        album's graph. Theirs are learned by deep networks; mean field here.
+    """
+    pull = weight * alike
+    even = torch.arange(0, len(scores) - 1, 2)
+    pull[even, even + 1] = pull[even + 1, even] = -APART
+    beliefs = scores.softmax(1)
+    for _ in range(STEPS):
+        beliefs = (beliefs + (scores + pull @ beliefs).softmax(1)) / 2
+    return beliefs
