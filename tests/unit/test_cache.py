@@ -982,7 +982,7 @@ def test_a_file_where_the_folder_should_be(place, undisturbed):
     place.write_text("no folder")
     with pytest.warns(UserWarning) as record:
         assert same(train(CHUNK * CHUNKS), undisturbed)
-    cannot_keep(record, os.strerror(errno.ENOTDIR))
+    cannot_keep(record, os.strerror(errno.EEXIST))
     assert place.read_text() == "no folder"
 
 

@@ -1,5 +1,6 @@
 """The endpoint in this process: exact counts, right refusals, masks that keep the label."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -201,3 +202,15 @@ def test_masks_by_hand():
     for mask in (top_k, rounded):
         with pytest.raises(ValueError, match="or more, not -1"):
             mask(answers, -1)
+
+
+def test_a_victim_that_cannot_be_hashed_is_equal_to_itself_alone():
+    held = threading.Lock()
+
+    def locked(images):
+        with held:
+            return torch.full((len(images), 2), 0.5)
+
+    one, other = Endpoint(locked), Endpoint(locked)
+    assert one.id == one.id != other.id
+    assert Endpoint(one._predict, answers="labels").id != one.id
