@@ -293,7 +293,7 @@ def judge(
 
     The naive network is trained on clean public photos; one network for all parrots on public
     photos of which each is released by one of the protections. The heads are each attacker's own.
-    A network trained for one protection alone would make a stronger parrot of that one.
+    A network trained for one protection alone may make a stronger parrot of that one.
 
     Args:
         parties: whose photos they are.
