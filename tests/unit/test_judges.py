@@ -55,6 +55,17 @@ def test_real_people_are_dealt_out():
     assert len(set(images)) == 45
 
 
+def test_a_picture_that_is_there_twice_counts_once(capsys):
+    data = random_set(people=9, each=5)
+    rows = [*range(45), 0, 7]  # a second copy of two photos
+    double = data.subset(rows)
+    parts = judges.dealt(double, known=40, seed=3)
+    assert capsys.readouterr().out == "2 photos are exact copies of others and left out\n"
+    for found, expected in zip(parts, judges.dealt(data, known=40, seed=3), strict=True):
+        assert torch.equal(found.images, expected.images)
+    assert not capsys.readouterr().out
+
+
 def test_two_photos_a_person_are_one_tagged_and_one_probe():
     _, tagged, probes = judges.dealt(random_set(people=4, each=2))
     assert (
@@ -171,6 +182,7 @@ def test_naive_and_parrot_are_one_where_nothing_is_protected(parties):
     found = judges.judge(parties, {"nothing": protections.nothing}, **QUICK)["nothing"]
     for kind in ("pixels", "gradients", "network"):
         assert torch.equal(found.named["naive", kind], found.named["parrot", kind])
+    assert torch.equal(found.named["parrot", "clean network"], found.named["naive", "network"])
     assert found.ssim > 0.98 and math.isnan(found.utility)
     assert found.rates["naive", "pixels"].shape == (6,)
 

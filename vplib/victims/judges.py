@@ -10,8 +10,9 @@ train on and in how they see:
 
 They hold three kinds of photos, of disjoint people or sessions (`Parties`): public ones of others,
 tagged ones of the people sought, and the probes, which nobody trains on. Each sees through three
-kinds of eyes: `pixels`, `gradients`, and a `network` that is trained on the public photos. One head
-serves them all: `train_recognizer`.
+kinds of eyes: `pixels`, `gradients`, and a `network` that is trained on the public photos. A parrot
+has the naive attacker's network as well, the `clean network`. One head serves them all:
+`train_recognizer`.
 """
 
 from collections.abc import Callable, Iterable
@@ -103,6 +104,9 @@ def rendered(
 def dealt(data: ImageSet, *, known: int = 40, share: float = 0.6, seed: int = 0) -> Parties:
     """Real people, dealt out: at most half of them are known, the others are public.
 
+    A picture that is there twice, whosever it is, counts once: a copy of a tagged photo is no
+    probe. The probes are the later photos, perhaps of the same day.
+
     Args:
         data: a class a person; photos of one person in the order in which they were taken.
         known: people who are sought: those with most photos, of whom each needs two.
@@ -112,6 +116,10 @@ def dealt(data: ImageSet, *, known: int = 40, share: float = 0.6, seed: int = 0)
     Raises:
         ValueError: fewer than two people could be known, or fewer than two be public.
     """
+    first = {image.cpu().numpy().tobytes(): i for i, image in reversed([*enumerate(data.images)])}
+    if len(first) < len(data):
+        print(f"{len(data) - len(first)} photos are exact copies of others and left out")
+        data = data.subset(sorted(first.values()))
     counts = torch.bincount(data.labels, minlength=len(data.classes))
     draws = torch.Generator().manual_seed(seeding.derive(seed, "known people"))
     order = torch.randperm(len(counts), generator=draws)
@@ -285,6 +293,7 @@ def judge(
 
     The naive network is trained on clean public photos; one network for all parrots on public
     photos of which each is released by one of the protections. The heads are each attacker's own.
+    A network trained for one protection alone may make a stronger parrot of that one.
 
     Args:
         parties: whose photos they are.
@@ -326,7 +335,7 @@ def judge(
     for name, protection in protections.items():
         shown, seen, asked = (release(protection, x) for x in (others, tagged, probes))
         said = {("naive", kind): knows(asked.images) for kind, knows in naive.items()}
-        for kind, look in eyes.items():
+        for kind, look in (eyes | {"clean network": clean_eyes["network"]}).items():
             said["parrot", kind] = trained(look, seen.images, shown.images)(asked.images)
         if name in (restorers or {}):
             restored = to_levels(restorers[name](asked.images))

@@ -5,5 +5,6 @@ from vplib.images.obfuscation.albums import (
     events,
     infer_together,
     learn_likeness,
+    photographed,
 )
 from vplib.images.obfuscation.restoring import blur_matrix, choose_penalty, restore
