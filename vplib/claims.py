@@ -21,7 +21,8 @@ class Claims:
         Args:
             of: the core paper, as its row in papers.csv is called.
             data: the dataset of this run.
-            asserted_on: the datasets on which a claim that does not hold fails the run.
+            asserted_on: the datasets on which a claim that does not hold fails the run; first
+                the notebook's own, on which each claim is asserted.
 
         Raises:
             TypeError: `asserted_on` is one text, in which "mnist" would be part of "mnist5k".
@@ -30,7 +31,7 @@ class Claims:
             raise TypeError(f'asserted_on must be a tuple of names, such as ("{asserted_on}",)')
         self.of = of
         self.data = data = "a rehearsal" if rehearsing else data
-        self.asserted = data in asserted_on
+        self.asserted, self.own = data in asserted_on, data == asserted_on[0]
         self._rows: dict[tuple[str, str], dict] = {}  # what `show` puts into the notebook
 
     def check(
@@ -45,6 +46,7 @@ class Claims:
         headline: bool = False,
         of: str | None = None,
         not_reproduced: str = "",
+        asserted: bool = True,
     ) -> None:
         """Notes whether one claim holds; nothing is raised about it before `verify`.
 
@@ -59,10 +61,13 @@ class Claims:
             of: the paper, where it is not the core paper.
             not_reproduced: for a claim known not to show here, why; this is then its outcome
                 whatever was measured, and it needs no control.
+            asserted: False where the notebook says that this claim alone is not asserted on this
+                data, for a reason known beforehand: too few people, say.
 
         Raises:
             TypeError: `holds` or `control` is no truth value, or `ours` holds no numbers.
-            ValueError: neither or both of control and no_control; a second headline of a paper.
+            ValueError: neither or both of control and no_control; a second headline of a paper;
+                not asserted on the notebook's own data.
         """
         of = of or self.of
         holds = _truth("holds", holds)
@@ -76,6 +81,8 @@ class Claims:
             )
         if "\n" in text:
             raise ValueError(f"{text!r}: a claim is one line")
+        if self.own and not asserted:
+            raise ValueError(f"{text!r} must be asserted on {self.data}, or be not_reproduced")
         others = (r["claim"] for r in self._rows.values() if r["headline"] and r["of"] == of)
         other = next((t for t in others if t != text), None) if headline else None
         if other is not None:
@@ -89,19 +96,21 @@ class Claims:
             "paper": paper,
             "ours": {name: plain(value) for name, value in numbers.items()},
             "shown": "; ".join(f"{name}: {value}" if name else value for name, value in shown),
-            "outcome": "not reproduced" if not_reproduced else self._outcome(holds, control),
+            "outcome": "not reproduced"
+            if not_reproduced
+            else self._outcome(holds, control, asserted),
             "why": not_reproduced,
             "headline": headline,
             "control": control,
             "no_control": no_control,
         }
 
-    def _outcome(self, holds: bool, control: bool | None) -> str:
+    def _outcome(self, holds: bool, control: bool | None, asserted: bool) -> str:
         if holds and not control:
             return "holds"
         if holds:
-            return "no test" if self.asserted else f"no test on {self.data}"
-        return "FAILS" if self.asserted else f"does not hold on {self.data}"
+            return "no test" if self.asserted and asserted else f"no test on {self.data}"
+        return "FAILS" if self.asserted and asserted else f"does not hold on {self.data}"
 
     def show(self, of: str | None = None) -> None:
         """Shows the table of claims, paper against ours; never raises.

@@ -84,6 +84,15 @@ def test_each_claim_has_a_control_or_says_why_not(given, message):
     assert not c._rows
 
 
+def test_one_claim_can_be_left_out_on_other_data_alone():
+    assert checked("mnist5k", holds=False) == "FAILS"
+    assert checked("mnist5k", holds=False, asserted=False) == "does not hold on mnist5k"
+    assert checked("mnist5k", control=True, asserted=False) == "no test on mnist5k"
+    assert checked("mnist5k", asserted=False) == "holds"
+    with pytest.raises(ValueError, match="must be asserted on digits"):
+        checked("digits", asserted=False)
+
+
 def test_a_paper_has_one_headline():
     c = claims()
     c.check("a", **GOOD, headline=True)

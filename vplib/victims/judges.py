@@ -302,8 +302,9 @@ def judge(
             images; it must know nothing but what is published.
         context: what takes the person's head out of a photo, for the context attacker, who sees
             through pixels and gradients.
-        attribute: of the photos, whole numbers, which a fresh judge reads for utility: trained on
-            released public photos, read on the released probes.
+        attribute: of the photos, whole numbers, which a fresh judge reads for utility: its head is
+            trained on released public photos, its eyes on clean ones (on the mixture they learn
+            half as well), and it is asked about the released probes.
         passes: photos that each network sees in training.
         num_others: at most so many public photos train the heads.
         seed: decides the networks and the mixture.
@@ -322,8 +323,8 @@ def judge(
     ]
     fixed = {"pixels": pixels, "gradients": gradients}
     if attribute:
-        settings = dict(passes=passes // 2, seed=seed)
-        reader = train_network(mixed, public.attributes[attribute], **settings)
+        sharp, classes = to_levels(public.images), public.attributes[attribute]
+        reader = train_network(sharp, classes, passes=passes, seed=seed)
     clean_eyes, eyes = ({**fixed, "network": network} for network in networks)
     clean = [release(nothing, x).images for x in (tagged, others)]
 
