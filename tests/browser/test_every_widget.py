@@ -52,8 +52,14 @@ QUICK = {
     "images/obfuscation": (
         dict(),
         dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
-        | dict(counts=(1, 2), body_people=8, body_public=8, album_people=4),
+        | dict(counts=(1, 2), body_people=8, body_public=8, album_people=4, deals=1),
     ),
+}
+
+# Where one's own photo can be protected: the file to download, and its height and width.
+UPLOADS = {
+    "images/adversarial_cloaking": ("cloaked.png", 32),
+    "images/obfuscation": ("protected.png", 128),
 }
 
 
@@ -82,8 +88,8 @@ def test_every_control_changes_its_figure(page, quick_copy, name):
             assert figure.evaluate("image => image.decode().then(() => image.naturalWidth)") > 200
             moved += 1
     assert moved >= 2, f"{name} shows {moved} controls"
-    if name == "images/adversarial_cloaking":
-        _cloak_a_photo(page, expect)
+    if name in UPLOADS:
+        _protect_photos(page, expect, *UPLOADS[name])
 
 
 def _step(slider):
@@ -93,27 +99,34 @@ def _step(slider):
     slider.press("ArrowLeft" if at_end else "ArrowRight")
 
 
-def _cloak_a_photo(page, expect):
-    """Chooses a photo in the upload widget, downloads the result; then chooses a broken file."""
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 60, 3), np.uint8))
-    saved = io.BytesIO()
-    photo.save(saved, "JPEG")
+def _protect_photos(page, expect, name, size):
+    """Chooses photos in the upload widget, downloads the results; then files that are none."""
     button = page.get_by_role("button", name="choose a photo")
     output = page.locator(".jp-Notebook .jp-Cell .jp-OutputArea").filter(has=button)
+    noise = np.random.default_rng(0).integers(0, 255, (200, 150, 4), np.uint8)
 
-    def choose_photo(name, kind, content):
+    def choose(photo):
+        file = photo
+        if isinstance(photo, Image.Image):
+            saved = io.BytesIO()
+            photo.save(saved, "PNG")
+            file = saved.getvalue()
         with page.expect_file_chooser() as chooser:
             button.click()
-        chooser.value.set_files(dict(name=name, mimeType=kind, buffer=content))
+        chooser.value.set_files(dict(name="me.png", mimeType="image/png", buffer=file))
 
-    choose_photo("me.jpg", "image/jpeg", saved.getvalue())
-    expect(output.locator("img[alt='the result']")).to_be_visible(timeout=60_000)
-    with page.expect_download() as download:
-        output.get_by_role("link", name="download cloaked.png").click()
-    assert download.value.suggested_filename == "cloaked.png"
-    assert Image.open(download.value.path()).size == (32, 32)
+    for pixels in (noise[..., :3], noise[..., 0], noise):  # color, gray, transparency
+        choose(Image.fromarray(pixels))
+        expect(output.locator("img[alt='the result']")).to_be_visible(timeout=60_000)
+        with page.expect_download() as download:
+            output.get_by_role("link", name=f"download {name}").click()
+        assert download.value.suggested_filename == name
+        assert Image.open(download.value.path()).size == (size, size)
+        output.get_by_role("button", name="Clear").click()
+        expect(output.locator("img[alt='the result']")).to_have_count(0)
 
-    choose_photo("me.png", "image/png", b"no picture")
-    expect(output.locator("pre")).to_contain_text("me.png")
-    output.get_by_role("button", name="Clear").click()
-    expect(output.locator("pre")).to_have_count(0)
+    for wrong in (b"no picture", Image.new("L", (1, 1)), Image.new("L", (8000, 6250))):
+        choose(wrong)
+        expect(output.locator("pre")).to_contain_text("me.png", timeout=60_000)
+        output.get_by_role("button", name="Clear").click()
+        expect(output.locator("pre")).to_have_count(0)
