@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vplib import seeding
+from vplib import cache, seeding
 from vplib.datasets.imageset import ImageSet
 from vplib.images.attribute_obfuscation import stages
 from vplib.images.attribute_obfuscation.reading import entropy
@@ -50,12 +50,14 @@ def anonymize(
         epsilon: of the last perturbation; 0 switches it off.
         estimates: whether stage 1 looks at the photos; otherwise it draws with the public share.
         generates: whether stage 3 makes the photos; otherwise they stay as they are.
-        seed: decides which photos change.
+        seed: decides with the photos which of them change: other photos, other coins. Were they
+            the same for two sets, who compares row by row would know a person by the coins.
 
     Source:
         Li and Lin, AnonymousNet, CVPR Workshops 2019. Their generator is a StarGAN.
     """
     made = photos.images
+    seed = seeding.derive(seed, cache.fingerprint(made))
     values = tools.estimate(made).argmax(1)
     if not estimates:
         draws = torch.Generator().manual_seed(seeding.derive(seed, "guessed attributes"))
