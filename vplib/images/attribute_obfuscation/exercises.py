@@ -5,7 +5,7 @@ import math
 import torch
 
 from vplib.exercises import judge
-from vplib.images.attribute_obfuscation import reading, stages
+from vplib.images.attribute_obfuscation import stages
 
 
 def solve_target(ones, number, share, t):
@@ -65,21 +65,3 @@ def check_transport(attempt) -> str | None:
     why = "as many standard deviations from the new mean as it was from the old one"
     hint = "how many standard deviations from the mean; then as many from the other mean"
     return judge(attempt(x, here, there), right, why, mistakes, hint)
-
-
-def solve_reading(guesses, truth):
-    """The mean over both values of the share that is read right."""
-    return sum((guesses[truth == k] == k).double().mean() for k in (0, 1)).item() / 2
-
-
-def check_reading(attempt) -> str | None:
-    """Checks six photos, one of which has the attribute."""
-    guesses, truth = torch.tensor([0, 0, 0, 0, 0, 1]), torch.tensor([0, 0, 0, 0, 1, 0])
-    mistakes = {
-        "that is the share of photos: saying no to all would look good": 4 / 6,
-        "that is one of the two values alone": lambda v: v.item() in (0.0, 0.8),
-    }
-    hint = "the share read right among photos with the attribute, that among those without; mean"
-    right = reading.over_people((guesses == truth).double(), truth, torch.zeros_like(truth))
-    why = "0 and 4/5, on average 2/5"
-    return judge(attempt(guesses, truth), right.mean().item(), why, mistakes, hint)
