@@ -54,6 +54,11 @@ QUICK = {
         dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
         | dict(counts=(1, 2), body_people=8, body_public=8, album_people=4, deals=1),
     ),
+    "images/attribute_obfuscation": (
+        dict(),
+        dict(known=6, tagged=4, probes=4, public=40, photos=4, own=60, own_photos=3, asked=20)
+        | dict(album=4, others=160, code=16, passes=200, surrogate_epochs=1),
+    ),
 }
 
 # Where one's own photo can be protected: the file to download, and its height and width.
