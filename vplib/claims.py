@@ -31,7 +31,7 @@ class Claims:
             raise TypeError(f'asserted_on must be a tuple of names, such as ("{asserted_on}",)')
         self.of = of
         self.data = data = "a rehearsal" if rehearsing else data
-        self.asserted, self.own = data in asserted_on, data == asserted_on[0]
+        self.asserted, self.own = data in asserted_on, asserted_on[:1] == (data,)
         self._rows: dict[tuple[str, str], dict] = {}  # what `show` puts into the notebook
 
     def check(
