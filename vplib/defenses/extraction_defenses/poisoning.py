@@ -35,8 +35,8 @@ def reverse_sigmoid(probabilities: Tensor, beta: float, gamma: float) -> Tensor:
         raise ValueError(f"beta must be 0 or more and gamma above 0, not {beta} and {gamma}")
     y = probabilities.double().clamp(TINY, 1 - TINY)
     moved = (y - beta * ((gamma * torch.logit(y)).sigmoid() - 0.5)).clamp_min(0)
-    moved = moved / moved.sum(-1, keepdim=True)
-    return keep_label(moved.to(probabilities.dtype), probabilities)
+    kept = keep_label(moved.to(probabilities.dtype), probabilities)
+    return keep_label(kept / kept.sum(-1, keepdim=True), probabilities)
 
 
 def mad(probabilities: Tensor, proxy: Tensor, budget: float, keep: bool = False) -> Tensor:
@@ -109,13 +109,16 @@ def equal_noise(probabilities: Tensor, poisoned: Tensor, seed: int = 0) -> Tenso
 
     Args:
         probabilities: (..., classes) of the model.
-        poisoned: (..., classes) of which the L1 distance is taken over, as far as the drawn point
-            of the simplex is away.
-        seed: decides the directions.
+        poisoned: (..., classes) of which the L1 distance is taken over, as far as the point that
+            is drawn is away: one of the simplex, uniform among those of the same label.
+        seed: decides the points.
     """
     drawn = torch.rand(probabilities.shape, generator=torch.Generator().manual_seed(seed))
-    goal = -drawn.clamp_min(TINY).log()
-    goal = (goal / goal.sum(-1, keepdim=True)).to(probabilities)
+    goal = -drawn.clamp_min(TINY).log().to(probabilities)
+    goal = goal / goal.sum(-1, keepdim=True)
+    label, top = probabilities.argmax(-1, keepdim=True), goal.argmax(-1, keepdim=True)
+    swapped = goal.scatter(-1, top, goal.gather(-1, label))
+    goal = swapped.scatter(-1, label, goal.gather(-1, top))
     size = (poisoned - probabilities).abs().sum(-1, keepdim=True)
     far = (goal - probabilities).abs().sum(-1, keepdim=True).clamp_min(TINY)
     noisy = probabilities + (size / far).clamp_max(1) * (goal - probabilities)
