@@ -63,8 +63,7 @@ def solve_undo(answer, budget):
     """The answer before MAD moved it, for a budget of 1 or more."""
     index = int(answer.argmax())
     before = answer[index] - budget / 2
-    alpha = budget / 2 / (1 - before)
-    found = answer / (1 - alpha)
+    found = answer / (1 - budget / 2 / (1 - before))
     found[index] = before
     return found
 

@@ -90,8 +90,7 @@ class Seen:
             self.sets[label], self.set_distances[label] = [query], [0.0]
             self.thresholds[label] = 0.0
             return
-        gaps = np.stack(self.sets[label]) - query
-        nearest = float(np.sqrt((gaps**2).sum(1).min()))
+        nearest = float(np.linalg.norm(np.stack(self.sets[label]) - query, axis=1).min())
         self.distances.append(nearest)
         if nearest > self.thresholds[label]:
             self.sets[label].append(query)
