@@ -44,6 +44,11 @@ QUICK = {
         dict(num_steps=10, repeats=2, victims=4, shadows=8, attack_steps=10, short_steps=5)
         | dict(audit_steps=10, canaries=200, audits=1, chen_steps=10, yu_repeats=2),
     ),
+    "defenses/extraction_defenses": (
+        dict(),
+        dict(num_draws=3, num_epochs=5, users=4, rounds=2, budgets=(100, 200, 300), passes=2.0)
+        | dict(wrong_epochs=1, tree_budgets=(25, 50), tree_draws=2),
+    ),
     "images/adversarial_cloaking": (
         dict(NUM_STEPS=3),
         dict(users=4, others=4, identities=60, later_identities=60, epochs=1, copied=64)

@@ -1,0 +1,83 @@
+"""Exercises of defenses/extraction_defenses: reference solutions, and checks."""
+
+import numpy as np
+import torch
+
+from vplib.exercises import judge
+
+
+def solve_growing_distances(queries, labels):
+    """The distance of each query to the nearest of its class's growing set, firsts left out."""
+    sets, entered, thresholds, distances = {}, {}, {}, []
+    for query, label in zip(queries, labels, strict=True):
+        c = int(label)
+        if c not in sets:
+            sets[c], entered[c], thresholds[c] = [query], [0.0], 0.0
+            continue
+        nearest = min(float((query - other).norm()) for other in sets[c])
+        distances.append(nearest)
+        if nearest > thresholds[c]:
+            sets[c].append(query)
+            entered[c].append(nearest)
+            thresholds[c] = max(thresholds[c], float(np.mean(entered[c]) - np.std(entered[c])))
+    return torch.tensor(distances)
+
+
+def check_growing_distances(attempt) -> str | None:
+    """Checks the distances on points of a line, of two classes, that tell the rules apart."""
+    points = [0.0, 10.0, 4.0, 5.0, 5.4, 100.0, 104.0, 107.0, 5.5]
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 0])
+    queries = torch.tensor(points)[:, None] * torch.tensor([[0.6, 0.8]])
+    every = [min(abs(p - q) for q in points[:i]) for i, p in enumerate(points) if i]
+    mistakes = {
+        "each class has a set of its own, which its first query only starts": torch.tensor(every),
+        "a query that is too near does not enter": torch.tensor([10, 4, 1, 0.4, 4, 3, 0.1]),
+    }
+    why = "near ones do not enter, so a set does not fill up with copies"
+    hint = "the distance to the nearest of the set; enter only above mean less standard deviation"
+    right = solve_growing_distances(queries, labels)
+    return judge(attempt(queries.clone(), labels.clone()), right, why, mistakes, hint)
+
+
+def solve_reverse(probabilities, beta, gamma):
+    """Lee's perturbation, normalized."""
+    moved = probabilities - beta * ((gamma * torch.logit(probabilities)).sigmoid() - 0.5)
+    return moved / moved.sum(-1, keepdim=True)
+
+
+def check_reverse(attempt) -> str | None:
+    """Checks the perturbation on two answers without zeros."""
+    y = torch.tensor([[0.9, 0.07, 0.03], [0.5, 0.3, 0.2]])
+    moved = y - 0.8 * ((0.3 * torch.logit(y)).sigmoid() - 0.5)
+    added = 2 * y - moved
+    mistakes = {
+        "divide by the sum, for these are no probabilities yet": moved,
+        "take the perturbation away, do not add it": added / added.sum(-1, keepdim=True),
+    }
+    why = "the smallest probability becomes larger than the second one, and the label stays"
+    hint = "y - beta (sigmoid(gamma logit(y)) - 1/2), divided by its sum"
+    return judge(attempt(y.clone(), 0.8, 0.3), solve_reverse(y, 0.8, 0.3), why, mistakes, hint)
+
+
+def solve_undo(answer, budget):
+    """The answer before MAD moved it, for a budget of 1 or more."""
+    index = int(answer.argmax())
+    before = answer[index] - budget / 2
+    found = answer / (1 - budget / 2 / (1 - before))
+    found[index] = before
+    return found
+
+
+def check_undo(attempt) -> str | None:
+    """Moves an answer half of the way to a class, and wants it back."""
+    y, budget = torch.tensor([0.7, 0.05, 0.2, 0.05]), 1.0
+    goal = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    moved = y + budget / (goal - y).abs().sum() * (goal - y)
+    scaled = moved - budget / 2 * goal
+    mistakes = {
+        "scale the other classes back, too: they lost a part of each": scaled,
+        "that is what the service said": moved,
+    }
+    why = "one number, the budget, is all of the secret"
+    hint = "the largest entry is 1/2 budget too large; alpha follows from what it was before"
+    return judge(attempt(moved.clone(), budget), y, why, mistakes, hint)
