@@ -59,6 +59,8 @@ def against(
         answer, judge = stacked.forward_of(net), stacked.forward_of(adversaries[0])
         update = stacked.updater(list(other.values()), "adam", lr)
 
+        fixed = stacked.detached(state)  # the same values
+
         def beside(logits, y):
             y = y if y.ndim == logits.ndim else F.one_hot(y, logits.shape[-1])
             return torch.cat([logits.softmax(-1), y], -1)
@@ -72,8 +74,8 @@ def against(
             rows = [torch.randint(len(references), (batch,), generator=g) for g in draws]
             rows = torch.stack(rows).to(x.device)
             with torch.enable_grad():
-                both = answer(state, torch.cat([x, references[rows]], 1))
-                logits, outside = both[:, :batch], both[:, batch:].detach()
+                logits = answer(state, x)
+                outside = answer(fixed, references[rows])
                 seen = torch.cat([beside(logits, y), beside(outside, reference_labels[rows])], 1)
                 gains = gained(seen.detach(), batch)
                 update(torch.autograd.grad(-gains, list(other.values())))

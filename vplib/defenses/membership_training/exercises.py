@@ -75,11 +75,11 @@ def check_surest(attempt) -> str | None:
         "the largest probability orders otherwise: take the entropy": torch.tensor(
             [[3, 1, 2], [1, 2, 3]]
         ),
-        "each teacher chooses for itself: sort along the last axis": lambda rows: rows[0].equal(
-            rows[1]
-        ),
         "zero times the logarithm of zero counts as zero: torch.special.entr": lambda rows: (
             rows[0, 0] != 3
+        ),
+        "each teacher chooses for itself: sort along the last axis": lambda rows: rows[0].equal(
+            rows[1]
         ),
     }
     why = "those about which the teacher is surest"
