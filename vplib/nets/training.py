@@ -172,6 +172,7 @@ def fit_many(
     weight_decay: float = 0.0,
     optimizer: str = "sgd",
     loss: Loss = F.cross_entropy,
+    objective: Callable | None = None,
     seed: int = 0,
     form: str = "auto",
     keep: bool = True,
@@ -195,6 +196,8 @@ def fit_many(
         optimizer: "sgd" or "adam".
         loss: from a batch's outputs and labels to a number; any but cross-entropy trains one model
             after another.
+        objective: of `nets.objectives`, which the models, stacked, descend on instead of
+            cross-entropy: beside an adversary, with dropout, or pruned.
         seed: decides initializations and data orders.
         form: "batched" (weights stacked, one product for many models), "loop" (one model after
             another), or "auto", whichever is faster for this model on this machine.
@@ -222,13 +225,16 @@ def fit_many(
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; {experiment.nearest(form, FORMS)}")
     forward = stacked.forward_of(seeding.initialized(build, 0)) if loss is F.cross_entropy else None
+    if objective and (forward is None or form == "loop"):
+        raise ValueError("an objective needs models that can be stacked, and no loss or loop")
     if form == "batched" and forward is None:
         raise ValueError(
             "models with buffers, dropout, batch norm, frozen weights or a loss of their own train "
             "one by one: form='loop'"
         )
     if form == "auto":
-        form = "batched" if forward is not None and stacked.wins(template, images) else "loop"
+        stack = objective or (forward is not None and stacked.wins(template, images))
+        form = "batched" if stack else "loop"
     settings = dict(num_epochs=num_epochs, lr=lr, batch_size=batch_size, momentum=momentum)
     settings |= dict(weight_decay=weight_decay, optimizer=optimizer, loss=loss)
     seeds = [seeding.derive(seed, k) for k in range(len(subsets))]
@@ -240,9 +246,10 @@ def fit_many(
     for some in torch.arange(len(subsets)).split(chunk):
         models = [seeding.initialized(build, seeds[k]) for k in some]
         rows, own = subsets[some], [seeds[k] for k in some]
+        rule = (objective, some) if objective else ()
         state = cache.kept(
-            (*common, rows, own, *models) if keep else None,
-            partial(_fit_chunk, models, images, labels, rows, own, form, settings),
+            (*common, rows, own, *models, *rule) if keep else None,
+            partial(_fit_chunk, models, images, labels, rows, own, form, settings, *rule),
             {name: value.expand(len(some), *value.shape) for name, value in like.items()},
             len(some),
         )
@@ -290,7 +297,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(-1) == labels).float().mean(-1)
 
 
-def _fit_chunk(models, images, labels, subsets, seeds, form, settings):
+def _fit_chunk(models, images, labels, subsets, seeds, form, settings, rule=None, which=None):
     """Trains some models, one after another or stacked; returns their stacked state."""
     models = [model.to(images.device) for model in models]
     if form == "loop":
@@ -301,7 +308,7 @@ def _fit_chunk(models, images, labels, subsets, seeds, form, settings):
     state = stack_module_state(models)[0]
     names = "optimizer", "lr", "momentum", "weight_decay"
     update = stacked.updater(list(state.values()), *(settings[name] for name in names))
-    gradients = stacked.gradients_of(models[0], state)
+    gradients = (rule or stacked.gradients_of)(models[0], state, *((which, seeds) if rule else ()))
     orders = [torch.Generator().manual_seed(seeding.derive(seed, "order")) for seed in seeds]
     for _ in range(settings["num_epochs"]):
         order = torch.stack([torch.randperm(subsets.shape[1], generator=g) for g in orders])
