@@ -44,6 +44,12 @@ QUICK = {
         dict(num_steps=10, repeats=2, victims=4, shadows=8, attack_steps=10, short_steps=5)
         | dict(audit_steps=10, canaries=200, audits=1, chen_steps=10, yu_repeats=2),
     ),
+    "defenses/output_perturbation": (
+        dict(),
+        dict(num_victims=4, num_shadows=4, num_epochs=5, early=(2, 3), guard_steps=5)
+        | dict(own_steps=10, judge_steps=20, attack_epochs=2, purifier_epochs=1, inverted=4)
+        | dict(inverter_epochs=2, mid_epochs=1, draws=2),
+    ),
     "images/adversarial_cloaking": (
         dict(NUM_STEPS=3),
         dict(users=4, others=4, identities=60, later_identities=60, epochs=1, copied=64)
