@@ -22,9 +22,7 @@ def check_chance(attempt) -> str | None:
         "no noise where the classifier is no nearer to one half after it": torch.tensor(
             [1, 0.5, 0.25, 0.5, 0.5]
         ),
-        "compare distances from one half, on either side of it": torch.tensor(
-            [1, 0.5, 0.25, 0.5, 0]
-        ),
+        "compare distances from one half, on either side of it": torch.tensor([1, 0.5, 0.25, 0, 0]),
     }
     right, why = torch.tensor([1, 0.5, 0.25, 0, 0.5]), "budget over distortion, at most 1"
     hint = "chance times distortion is the expected distortion: solve for the chance"
