@@ -51,6 +51,11 @@ QUICK = {
     "defenses/membership_training": (
         dict(NUM_EPOCHS=4),
         dict(num_victims=4, num_shadows=4, train_size=60, attack_epochs=2),
+    "defenses/output_perturbation": (
+        dict(),
+        dict(num_victims=4, num_shadows=4, num_epochs=5, early=(2, 3), guard_steps=5)
+        | dict(own_steps=10, judge_steps=20, attack_epochs=2, purifier_epochs=1, inverted=4)
+        | dict(inverter_epochs=2, mid_epochs=1, draws=2),
     ),
     "images/adversarial_cloaking": (
         dict(NUM_STEPS=3),

@@ -1,5 +1,6 @@
-"""Masks of what a model answers."""
+"""Masks of what a model answers, and training that lets its answers say less."""
 
+from vplib.defenses.output_perturbation.bottleneck import Bottleneck, limiting
 from vplib.defenses.output_perturbation.masks import (
     MemGuard,
     rounded,
@@ -7,3 +8,4 @@ from vplib.defenses.output_perturbation.masks import (
     top_k,
     train_classifier,
 )
+from vplib.defenses.output_perturbation.purifier import train_purifier

@@ -124,7 +124,10 @@ class MemGuard:
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         """(N, classes) answers, some of them with noise; equal answers get equal ones."""
-        noisy, chance = self.plan(probabilities)
+        return self.mixed(probabilities, *self.plan(probabilities))
+
+    def mixed(self, probabilities: Tensor, noisy: Tensor, chance: Tensor) -> Tensor:
+        """The answers, each with its noise where its own coin says so: what `plan` planned."""
         added = self._coins(probabilities, "noise") < chance
         return torch.where(added[:, None], noisy, probabilities)
 
