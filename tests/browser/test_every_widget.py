@@ -44,6 +44,11 @@ QUICK = {
         dict(num_steps=10, repeats=2, victims=4, shadows=8, attack_steps=10, short_steps=5)
         | dict(audit_steps=10, canaries=200, audits=1, chen_steps=10, yu_repeats=2),
     ),
+    "defenses/gradient_defenses": (
+        dict(),
+        dict(pool=200, tests=100, victims=4, rounds=3, clients=8, repeats=2)
+        | dict(evaluations=6, few_evaluations=4),
+    ),
     "images/adversarial_cloaking": (
         dict(NUM_STEPS=3),
         dict(users=4, others=4, identities=60, later_identities=60, epochs=1, copied=64)
