@@ -1,13 +1,13 @@
-"""Inversion of defended gradients, by who knows nothing of the defense and by who does."""
+"""What who inverts a defended gradient compares: all of it, or what the defense has left alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from vplib.attacks.inversion_gradient import leakage
 from vplib.victims import federated
 
 State = dict[str, Tensor]
+Objective = Callable[[State, State], Tensor]
 
 
 def direction(found: State, wanted: State) -> Tensor:
@@ -28,31 +28,22 @@ def skip_zeros(found: State, wanted: State) -> Tensor:
     return direction({name: found[name] * (wanted[name] != 0) for name in wanted}, wanted)
 
 
-def invert(
-    gradients: Sequence[federated.Gradients],
-    model: nn.Module,
-    shape: Sequence[int],
-    *,
-    ignore_layers: Sequence[str] = (),
-    objective=direction,
-    **settings,
-) -> leakage.Inversion:
-    """Images whose gradients would be those that came, in the parameters that are not ignored.
+def leave_out(
+    model: nn.Module, ignore_layers: Sequence[str], objective: Objective = direction
+) -> Objective:
+    """The objective of an attacker who ignores some layers, for `inversion_gradient`.
 
     Args:
-        gradients: K messages.
         model: as the server sent it.
-        shape: (C, H, W) of one image.
         ignore_layers: parameters to leave out, or layers, by the beginning of their names: "7" is
             "7.weight" and "7.bias".
         objective: from a guess's message and the one that came to a number, not negative.
-        settings: of `leakage.invert_gradient`.
 
     Returns:
-        What was found for each message.
+        The objective on the rest of the parameters.
 
     Raises:
-        ValueError: a name is no parameter's, nothing is left, or as `invert_gradient`.
+        ValueError: a name is no parameter's, or nothing is left.
     """
     names = list(federated.trainable(model))
     for layer in ignore_layers:
@@ -61,8 +52,6 @@ def invert(
     left = [n for n in names if not any(f"{n}.".startswith(f"{i}.") for i in ignore_layers)]
     if not left:
         raise ValueError("all layers are ignored, so nothing is left to invert")
-
-    def on_the_rest(found, wanted):
-        return objective({n: found[n] for n in left}, {n: wanted[n] for n in left})
-
-    return leakage.invert_gradient(gradients, model, shape, objective=on_the_rest, **settings)
+    return lambda found, wanted: objective(
+        {n: found[n] for n in left}, {n: wanted[n] for n in left}
+    )

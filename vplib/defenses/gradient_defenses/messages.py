@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vplib.attacks.inversion_gradient import protection
 from vplib.victims import federated
 
 Messages = Sequence[federated.Gradients]
@@ -84,35 +83,6 @@ def soteria(gradients: Messages, model: nn.Module, images: Tensor, *, share: flo
         value = message.values[name].index_fill(1, units, 0.0)
         found.append(federated.Gradients({**message.values, name: value}))
     return found
-
-
-def prune(gradients: Messages, model: nn.Module, images: Tensor, *, share: float) -> list:
-    """The messages with this share of each tensor's entries, the smallest, set to zero.
-
-    Raises:
-        ValueError: the share does not lie in [0, 1].
-
-    Source: Zhu et al., Deep leakage from gradients, NeurIPS 2019.
-    """
-    return [protection.prune(message, share) for message in gradients]
-
-
-def add_noise(
-    gradients: Messages,
-    model: nn.Module,
-    images: Tensor,
-    *,
-    ratio: float,
-    generator: torch.Generator,
-) -> list:
-    """The messages with Gaussian noise of `ratio` times the root mean square of each one's entries.
-
-    Raises:
-        ValueError: the ratio is negative or not finite.
-
-    Source: Wei et al., ESORICS 2020, and Zhu et al. 2019, whose noise has a fixed size.
-    """
-    return [protection.add_noise(message, ratio, generator) for message in gradients]
 
 
 def clip_and_noise(

@@ -1,14 +1,15 @@
 """Federated training on defended gradients."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import vmap
 
 from vplib import experiment
-from vplib.attacks import inversion_gradient
 from vplib.datasets.imageset import is_whole
+from vplib.nets import stacked
 from vplib.nets.training import check_finite
 from vplib.victims import federated
 
@@ -21,10 +22,12 @@ def send(model: nn.Module, images: Tensor, labels: Tensor) -> list[federated.Gra
         images: (K, B, C, H, W).
         labels: (K, B) class indices.
     """
-    with torch.no_grad():
-        num_classes = model(images[0, :1]).shape[-1]
-    wanted = F.one_hot(labels.long(), num_classes).to(images)
-    found = inversion_gradient.simulate(model, images, wanted)
+    quick = stacked.known(model, unfold=True)
+    forward = partial(stacked.forward, model, unfold=True) if quick else None
+    forward = forward or vmap(stacked.functional(model))
+    here = {name: p.detach() for name, p in federated.trainable(model).items()}
+    here = {n: p.expand(len(images), *p.shape).requires_grad_() for n, p in here.items()}
+    found = stacked.by_autograd(forward, here, images, labels)[1]
     return [federated.Gradients({n: v[k] for n, v in found.items()}) for k in range(len(images))]
 
 
