@@ -56,6 +56,10 @@ QUICK = {
         dict(num_victims=4, num_shadows=4, num_epochs=5, early=(2, 3), guard_steps=5)
         | dict(own_steps=10, judge_steps=20, attack_epochs=2, purifier_epochs=1, inverted=4)
         | dict(inverter_epochs=2, mid_epochs=1, draws=2),
+    "defenses/gradient_defenses": (
+        dict(),
+        dict(pool=200, tests=100, victims=4, rounds=3, clients=8, repeats=2)
+        | dict(evaluations=6, few_evaluations=4),
     ),
     "images/adversarial_cloaking": (
         dict(NUM_STEPS=3),
