@@ -48,14 +48,17 @@ QUICK = {
         dict(),
         dict(num_draws=3, num_epochs=5, users=4, rounds=2, budgets=(100, 200, 300), passes=2.0)
         | dict(wrong_epochs=1, tree_budgets=(25, 50), tree_draws=2),
+    ),
     "defenses/membership_training": (
         dict(NUM_EPOCHS=4),
         dict(num_victims=4, num_shadows=4, train_size=60, attack_epochs=2),
+    ),
     "defenses/output_perturbation": (
         dict(),
         dict(num_victims=4, num_shadows=4, num_epochs=5, early=(2, 3), guard_steps=5)
         | dict(own_steps=10, judge_steps=20, attack_epochs=2, purifier_epochs=1, inverted=4)
         | dict(inverter_epochs=2, mid_epochs=1, draws=2),
+    ),
     "defenses/gradient_defenses": (
         dict(),
         dict(pool=200, tests=100, victims=4, rounds=3, clients=8, repeats=2)
@@ -82,6 +85,7 @@ QUICK = {
 UPLOADS = {
     "images/adversarial_cloaking": ("cloaked.png", 32),
     "images/obfuscation": ("protected.png", 128),
+    "images/attribute_obfuscation": ("protected.png", 32),
 }
 
 
