@@ -54,6 +54,11 @@ QUICK = {
         dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
         | dict(counts=(1, 2), body_people=8, body_public=8, album_people=4),
     ),
+    "images/dp_images": (
+        dict(),
+        dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
+        | dict(dim=12, trials=400, body_people=6, body_public=12),
+    ),
 }
 
 
