@@ -114,7 +114,7 @@ def test_an_epsilon_that_cannot_be(epsilon, latent):
 
 @pytest.mark.parametrize("cell, pixels", [(5, 1), (0, 1), (4, 0)])
 def test_cells_that_do_not_fill(cell, pixels):
-    with pytest.raises(ValueError, match="must fill a photo"):
+    with pytest.raises(ValueError, match="must fill"):
         dp_images.pixelize(torch.rand(1, 1, 8, 8), 1.0, rng(), cell=cell, pixels=pixels)
 
 
@@ -250,10 +250,8 @@ CASES = {
         (lambda x, e, g, c, m: x + dp_images.laplace(x, 0.01, g), "each cell has one value"),
         (lambda x, e, g, c, m: exercises.solve_release(x, 3 * e, g, c, m), "channels count"),
         (lambda x, e, g, c, m: exercises.solve_release(x, e, g, c, 1), "not in one"),
-        (lambda x, e, g, c, m: exercises.solve_release(x, 3 * e, g, c, 1), "neither channels"),
         (lambda x, e, g, c, m: exercises.solve_release(x, e / c, g, c, m), "not by 1 / cell"),
         (lambda x, e, g, c, m: transforms.pixelate(x, c), "no noise"),
-        (lambda x, e, g, c, m: exercises.solve_release(x, 1.0, g, c, m), "divide by eps"),
         (
             lambda x, e, g, c, m: exercises.solve_release(0 * x + 0.5, e, g, c, m),
             "hardly any noise",
@@ -263,11 +261,9 @@ CASES = {
         (lambda h, w, c, m, e: e * math.ceil(h * w / m), "channels"),
         (lambda h, w, c, m, e: c * e * h * w / m, "round up"),
         (lambda h, w, c, m, e: c * e * (h * w // m), "not down"),
-        (lambda h, w, c, m, e: c * e * h * w, "pixels = 1"),
     ],
     "code_scale": [
         (lambda a, b, e: ((b - a).max() / e).item(), "one number"),
-        (lambda a, b, e: ((b - a).mean() / e).item(), "mean over"),
         (lambda a, b, e: (b.sum() / e).item(), "high - low"),
         (lambda a, b, e: ((b - a).norm() / e).item(), "L2"),
         (lambda a, b, e: (b - a).sum().item(), "divide by epsilon"),

@@ -6,8 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-CONFIDENCE = 0.999
-
 
 def most_named(epsilon: float, people: int) -> float:
     """The highest rate of right names, if a release satisfies epsilon for any two of the people.
@@ -17,7 +15,7 @@ def most_named(epsilon: float, people: int) -> float:
     return 1 / (1 + (people - 1) * math.exp(-epsilon))
 
 
-def least_rate(hits: int, trials: int, confidence: float = CONFIDENCE) -> float:
+def least_rate(hits: int, trials: int, confidence: float = 0.999) -> float:
     """The lower end of Clopper and Pearson's interval, one-sided: a rate that is surely reached."""
     from scipy.stats import beta
 

@@ -20,10 +20,8 @@ from vplib.datasets.imageset import ImageSet
 from vplib.datasets.protections import Protection
 from vplib.images.dp_images.latent import Latent
 
-Release = Callable[[Tensor, float, Generator], Tensor]
 
-
-def protection(release: Release, epsilon: float, *, seed: int = 0) -> Protection:
+def protection(release: Callable, epsilon: float, *, seed: int = 0) -> Protection:
     """A mechanism as the judges take it; the same photos get the same noise again."""
 
     def protect(photos: ImageSet) -> Tensor:
@@ -93,10 +91,7 @@ def pixelize(
         Fan, Image pixelization with differential privacy, DBSec 2018: gray photos, so one channel.
     """
     if cell < 1 or pixels < 1 or any(side % cell for side in images.shape[2:]):
-        raise ValueError(
-            f"cells of {cell} pixels must fill a photo of {tuple(images.shape[2:])}, and neighbors "
-            f"differ in 1 pixel or more, not {pixels}"
-        )
+        raise ValueError(f"{cell=} must fill {tuple(images.shape)}, {pixels=} be 1 or more")
     means = F.avg_pool2d(images, cell)
     sensitivity = images.shape[1] * pixels / cell**2  # of all means together, in L1
     noisy = add_laplace(means, sensitivity, epsilon, rng)
@@ -199,7 +194,7 @@ def replace_crops(
 
     Args:
         images: (N, C, H, W) in [0, 1].
-        epsilon: for the whole crop; infinite for a code without noise.
+        epsilon: for the whole crop.
         rng: of the noise.
         boxes: (N, 4) left, top, right, bottom in pixels; what is outside leaves as it is.
         latent: of crops.
@@ -210,14 +205,10 @@ def replace_crops(
         with eigenfaces instead of a generator, and heads instead of objects in streets.
     """
     crops, places = cut(images, boxes, size)
-    if math.isinf(epsilon):
-        made = latent.decode(latent.faces.encode(crops))
-    else:
-        made = noise_latent(crops, epsilon, rng, latent=latent)
+    made = noise_latent(crops, epsilon, rng, latent=latent)
     released = images.clone()
-    for image, crop, (left, top, right, bottom) in zip(released, made, places, strict=True):
-        shape = (bottom - top, right - left)
-        image[:, top:bottom, left:right] = F.interpolate(crop[None], shape, mode="bilinear")[0]
+    for image, crop, (s, t, r, b) in zip(released, made, places, strict=True):
+        image[:, t:b, s:r] = F.interpolate(crop[None], (b - t, r - s), mode="bilinear")[0]
     return released
 
 
