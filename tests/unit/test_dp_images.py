@@ -203,6 +203,19 @@ def test_limits_by_hand():
         dp_images.least_rate(11, 10)
 
 
+def test_the_strongest_of_many_attackers_needs_more_evidence():
+    hits = next(n for n in range(100) if dp_images.least_rate(n, 100) > 0.5)
+    assert not dp_images.keeps(hits, 100, 0.0) and dp_images.keeps(hits, 100, 0.0, attackers=10)
+
+
+def test_identity_release_without_attributes_forgets_them(public, latent):
+    photos, k = public.images[:3], latent.identity
+    codes = latent.split(photos).clamp(-latent.bound, latent.bound)
+    codes[:, k:] = 0
+    made = dp_images.noise_identity(photos, 1e9, rng(), latent=latent, attributes=False)
+    torch.testing.assert_close(made, latent.join(codes), atol=1e-3, rtol=0)
+
+
 def audited(dim, noise, seed, trials=20_000):
     corners = torch.tensor([[-3.0], [3.0]]).expand(2, dim)
 

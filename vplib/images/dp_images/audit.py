@@ -59,6 +59,9 @@ def distinguish(
     return int(((evidence > 0) == truth.bool())[sure].sum()), len(sure)
 
 
-def keeps(hits: int, trials: int, epsilon: float, people: int = 2) -> bool:
-    """Whether a rate of right names is no evidence against epsilon."""
-    return least_rate(hits, trials) <= most_named(epsilon, people)
+def keeps(hits: int, trials: int, epsilon: float, people: int = 2, *, attackers: int = 1) -> bool:
+    """Whether a rate of right names is no evidence against epsilon.
+
+    `attackers`: the strongest of so many was chosen on these trials (Bonferroni's correction).
+    """
+    return least_rate(hits, trials, 1 - 0.001 / attackers) <= most_named(epsilon, people)

@@ -22,7 +22,11 @@ from vplib.images.dp_images.latent import Latent
 
 
 def protection(release: Callable, epsilon: float, *, seed: int = 0) -> Protection:
-    """A mechanism as the judges take it; the same photos get the same noise again."""
+    """A mechanism as the judges take it; the same photos get the same noise again.
+
+    For experiments alone: the noise is derived from the private photos, so whoever guesses them
+    can draw it again and check.
+    """
 
     def protect(photos: ImageSet) -> Tensor:
         key = seeding.derive(seed, cache.fingerprint(photos.images))
@@ -61,6 +65,7 @@ def metric_noise(like: Tensor, epsilon: float, rng: Generator) -> Tensor:
     """Noise of density proportional to exp(-epsilon x length), a row for each of (N, dim).
 
     Its direction is uniform, its length Gamma(dim, 1 / epsilon): the sum of dim exponential draws.
+    Who adds it releases plain floats, not rounded to a grid as by `add_laplace`.
 
     Raises:
         ValueError: epsilon is not finite and above 0.
@@ -173,10 +178,12 @@ def noise_features(images: Tensor, epsilon: float, rng: Generator, *, latent: La
     return latent.decode(codes + metric_noise(codes, epsilon, rng))
 
 
-def noise_identity(images: Tensor, epsilon: float, rng: Generator, *, latent: Latent) -> Tensor:
+def noise_identity(
+    images: Tensor, epsilon: float, rng: Generator, *, latent: Latent, attributes: bool = True
+) -> Tensor:
     """A photo whose identity code is noisy; epsilon for photos that differ in this code alone.
 
-    The other coordinates, the attribute code, leave as they are.
+    The other coordinates, the attribute code, leave as they are; without `attributes` they are 0.
 
     Source:
         Wen et al., IdentityDP, 2021; a linear discriminant instead of a disentangling network.
@@ -184,7 +191,7 @@ def noise_identity(images: Tensor, epsilon: float, rng: Generator, *, latent: La
     codes = latent.split(images)
     first = codes[:, : latent.identity]
     noisy = noise_codes(first, epsilon, rng, bound=latent.bound).clamp(-latent.bound, latent.bound)
-    return latent.join(torch.cat([noisy, codes[:, latent.identity :]], 1))
+    return latent.join(torch.cat([noisy, attributes * codes[:, latent.identity :]], 1))
 
 
 def replace_crops(
