@@ -188,10 +188,9 @@ def noise_identity(
     Source:
         Wen et al., IdentityDP, 2021; a linear discriminant instead of a disentangling network.
     """
-    codes = latent.split(images)
-    first = codes[:, : latent.identity]
-    noisy = noise_codes(first, epsilon, rng, bound=latent.bound).clamp(-latent.bound, latent.bound)
-    return latent.join(torch.cat([noisy, attributes * codes[:, latent.identity :]], 1))
+    codes, k = latent.split(images), latent.identity
+    noisy = latent.clip(noise_codes(codes[:, :k], epsilon, rng, bound=latent.bound))
+    return latent.join(torch.cat([noisy, attributes * codes[:, k:]], 1))
 
 
 def replace_crops(
