@@ -86,6 +86,11 @@ UPLOADS = {
     "images/adversarial_cloaking": ("cloaked.png", 32),
     "images/obfuscation": ("protected.png", 128),
     "images/attribute_obfuscation": ("protected.png", 32),
+    "images/dp_images": (
+        dict(),
+        dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
+        | dict(dim=12, trials=400, body_people=6, body_public=12),
+    ),
 }
 
 
