@@ -79,6 +79,11 @@ QUICK = {
         dict(known=6, tagged=4, probes=4, public=40, photos=4, own=60, own_photos=3, asked=20)
         | dict(album=4, others=160, code=16, passes=200, surrogate_epochs=1),
     ),
+    "images/dp_images": (
+        dict(),
+        dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
+        | dict(dim=12, trials=400, body_people=6, body_public=12),
+    ),
 }
 
 # Where one's own photo can be protected: the file to download, and its height and width.
@@ -86,11 +91,7 @@ UPLOADS = {
     "images/adversarial_cloaking": ("cloaked.png", 32),
     "images/obfuscation": ("protected.png", 128),
     "images/attribute_obfuscation": ("protected.png", 32),
-    "images/dp_images": (
-        dict(),
-        dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
-        | dict(dim=12, trials=400, body_people=6, body_public=12),
-    ),
+    "images/dp_images": ("protected.png", 32),
 }
 
 
