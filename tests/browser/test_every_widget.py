@@ -54,6 +54,11 @@ QUICK = {
         dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
         | dict(counts=(1, 2), body_people=8, body_public=8, album_people=4),
     ),
+    "images/deidentification": (
+        dict(),
+        dict(known=6, tagged=4, probes=4, public=20, photos=4, helpers=20, each=8, others=40)
+        | dict(reader_passes=200, passes=200, swap_passes=200, short=100, steps=2),
+    ),
 }
 
 

@@ -66,8 +66,14 @@ class Swapper(NamedTuple):
 
     @torch.no_grad()
     def represent(self, images: Tensor) -> Tensor:
-        """(N, dim) representations of (N, C, H, W) photos."""
-        return self.encoder(_features(self.faces, self.eyes, images)).chunk(2, 1)[0]
+        """(N, dim) representations of (N, C, H, W) photos, drawn: the same of the same photos.
+
+        What is released is what the adversary saw in training, which is the draw, not its mean.
+        """
+        mean, log_variance = self.encoder(_features(self.faces, self.eyes, images)).chunk(2, 1)
+        key = seeding.derive(0, cache.fingerprint(images))
+        draws = torch.randn(mean.shape, generator=torch.Generator().manual_seed(key))
+        return mean + draws.to(mean) * _spread(log_variance)
 
     def draw(self, codes: Tensor, who: Tensor) -> Tensor:
         """(N, K) eigenface codes of the people `who`, (N,) rows of `looks`, as `codes` say."""
@@ -188,8 +194,7 @@ def _fit(model, swapper, loss, data, passes, lr, seed):
         batches = torch.cat(orders)[:passes].to(images.device).split(BATCH)
         for rows in experiment.progress(batches, "de-identifier"):
             mean, log_variance = encoder(features[rows]).chunk(2, 1)
-            log_variance = log_variance.clamp(-6, 2)
-            drawn = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+            drawn = mean + torch.randn_like(mean) * _spread(log_variance)
             _move(steppers[1], F.cross_entropy(adversary(drawn.detach()), labels[rows]))
             rebuilt = swapper.draw(drawn, labels[rows])
             read = drawn.new_zeros(len(rows), 1)
@@ -204,6 +209,10 @@ def _fit(model, swapper, loss, data, passes, lr, seed):
             _move(steppers[0], value)
         check_finite(value, lr)
     return {name: t.detach() for name, t in model.state_dict().items()}
+
+
+def _spread(log_variance):
+    return (log_variance.clamp(-6, 2) / 2).exp()
 
 
 def _fit_reader(reader, embeddings, truth):
