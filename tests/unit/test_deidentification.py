@@ -1,9 +1,9 @@
-"""Swapped identities, hidden secrets and fitted parameters; and the exercises of the notebook."""
+"""Swapped identities and fitted parameters; and the exercises of the notebook."""
 
 import pytest
 import torch
 
-from vplib.datasets import faces, files
+from vplib.datasets import faces
 from vplib.images import deidentification
 from vplib.images.deidentification import exercises
 from vplib.victims import judges
@@ -33,25 +33,6 @@ def test_a_swapper_puts_the_chosen_person_in(photos, told):
 def test_a_swapper_needs_two_people(photos):
     with pytest.raises(ValueError, match="two public people"):
         deidentification.train_swapper(photos.with_classes([1]), exercises.solve_loss)
-
-
-def test_what_is_hidden_comes_back_with_the_key_alone(photos):
-    secrets = 1.5 * torch.randn(40, 100)
-    held = deidentification.hide(photos.images, secrets, b"key")
-    assert torch.equal(held, files.to_levels(held))
-    assert (held - files.to_levels(photos.images)).abs().max() <= 1 / 255 + 1e-6
-    found = deidentification.reveal(held, 100, b"key")
-    assert (found - secrets.clamp(-4, 4)).abs().max() <= 4 / 127 / 2 + 1e-5
-    for wrong in (deidentification.reveal(held, 100, b"other"), found.flip(0)):
-        assert torch.corrcoef(torch.stack([wrong.flatten(), secrets.flatten()]))[0, 1] < 0.1
-    bits = (held * 255).round().byte().flatten(1)[:, :800] & 1
-    assert 0.47 < bits.float().mean() < 0.53
-
-
-@pytest.mark.parametrize("shape", [(40, 1000), (3, 10)])
-def test_a_secret_that_does_not_fit(photos, shape):
-    with pytest.raises(ValueError, match="one bit a value"):
-        deidentification.hide(photos.images, torch.zeros(shape), b"key")
 
 
 def test_fitted_parameters_draw_the_photo_again():

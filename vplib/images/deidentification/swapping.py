@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vplib import cache, experiment, seeding
 from vplib.datasets.imageset import ImageSet
+from vplib.nets import models
 from vplib.nets.eigenfaces import Eigenfaces, fit_eigenfaces
 from vplib.nets.training import check_finite
 
@@ -139,38 +140,21 @@ def train_swapper(
 
     def build():
         enter, out, number, size = wide
-        parts = dict(encoder=_mlp(enter, HIDDEN, 2 * size), adversary=_mlp(size, 128, number))
-        parts["decoder"] = _mlp(size + out, HIDDEN, HIDDEN, out)
+        parts = dict(encoder=models.mlp((enter,), 2 * size, (HIDDEN,)))
+        parts["adversary"] = models.mlp((size,), number, (128,))
+        parts["decoder"] = models.mlp((size + out,), out, (HIDDEN, HIDDEN))
         parts["reader"] = nn.Linear(1 if eyes is None else 128, int(truth.max()) + 1)
         return nn.ModuleDict(parts).to(images.device)
 
     model = seeding.initialized(build, seeding.derive(seed, "swapper"))
     swapper = Swapper(faces, eyes, looks, model["encoder"], model["decoder"], conditioned)
     settings = passes, lr, seed
-    state = cache.kept(
-        (
-            __file__,
-            _fit,
-            loss,
-            settings,
-            conditioned,
-            wide,
-            cache.fingerprint(images, labels),
-            eyes,
-        ),
-        partial(_fit, model, swapper, loss, (images, codes, features, labels, truth), *settings),
-        model.state_dict(),
-    )
-    model.load_state_dict(state)
+    key = _fit, loss, settings, conditioned, wide, images, labels, truth, eyes
+    data = images, codes, features, labels, truth
+    fit = partial(_fit, model, swapper, loss, data, *settings)
+    model.load_state_dict(cache.kept(key, fit, model.state_dict()))
     model.requires_grad_(False)
     return swapper
-
-
-def _mlp(*widths: int) -> nn.Sequential:
-    layers = []
-    for before, after in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 @torch.no_grad()
