@@ -28,6 +28,8 @@ def test_a_swapper_puts_the_chosen_person_in(photos, told):
     assert torch.equal(swapped, made.swap(photos.images, here + 1)) != told
     again = deidentification.train_swapper(photos, exercises.solve_loss, **settings)
     assert torch.equal(again.represent(photos.images), codes)
+    owned = again._replace(secret=1)
+    assert not torch.equal(owned.represent(photos.images), codes)
 
 
 def test_a_swapper_needs_two_people(photos):

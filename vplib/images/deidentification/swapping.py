@@ -56,6 +56,7 @@ class Swapper(NamedTuple):
         encoder: from features to mean and log variance of a representation.
         decoder: from a representation and a look to a change of that look's code.
         conditioned: False where the decoder is told no identity.
+        secret: the owner's seed of what is drawn at release; who knows it can try photos.
     """
 
     faces: Eigenfaces
@@ -64,6 +65,7 @@ class Swapper(NamedTuple):
     encoder: nn.Module
     decoder: nn.Module
     conditioned: bool
+    secret: int = 0
 
     @torch.no_grad()
     def represent(self, images: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Swapper(NamedTuple):
         What is released is what the adversary saw in training, which is the draw, not its mean.
         """
         mean, log_variance = self.encoder(_features(self.faces, self.eyes, images)).chunk(2, 1)
-        key = seeding.derive(0, cache.fingerprint(images))
+        key = seeding.derive(self.secret, cache.fingerprint(images))
         draws = torch.randn(mean.shape, generator=torch.Generator().manual_seed(key))
         return mean + draws.to(mean) * _spread(log_variance)
 
@@ -98,6 +100,7 @@ def train_swapper(
     passes: int = 24_000,
     lr: float = 0.002,
     seed: int = 0,
+    secret: int = 0,
 ) -> Swapper:
     """A de-identifier, trained on public photos against an adversary who reads identities.
 
@@ -115,6 +118,7 @@ def train_swapper(
         passes: photos seen in training.
         lr: learning rate of Adam.
         seed: decides initialization and order.
+        secret: the owner's seed of what is drawn at release, unlike `seed` not to be published.
 
     Raises:
         ValueError: there are fewer than two people.
@@ -147,7 +151,7 @@ def train_swapper(
         return nn.ModuleDict(parts).to(images.device)
 
     model = seeding.initialized(build, seeding.derive(seed, "swapper"))
-    swapper = Swapper(faces, eyes, looks, model["encoder"], model["decoder"], conditioned)
+    swapper = Swapper(faces, eyes, looks, model["encoder"], model["decoder"], conditioned, secret)
     settings = passes, lr, seed
     key = _fit, loss, settings, conditioned, wide, images, labels, truth, eyes
     data = images, codes, features, labels, truth
