@@ -92,6 +92,11 @@ UPLOADS = {
     "images/obfuscation": ("protected.png", 128),
     "images/attribute_obfuscation": ("protected.png", 32),
     "images/dp_images": ("protected.png", 32),
+    "images/deidentification": (
+        dict(),
+        dict(known=6, tagged=4, probes=4, public=20, photos=4, helpers=20, each=8, others=40)
+        | dict(reader_passes=200, passes=200, swap_passes=200, short=100, steps=2),
+    ),
 }
 
 
