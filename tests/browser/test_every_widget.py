@@ -84,6 +84,11 @@ QUICK = {
         dict(known=6, tagged=4, probes=4, public=20, photos=4, passes=200, others=40)
         | dict(dim=12, trials=400, body_people=6, body_public=12),
     ),
+    "images/deidentification": (
+        dict(),
+        dict(known=6, tagged=4, probes=4, public=20, photos=4, helpers=20, each=8, others=40)
+        | dict(reader_passes=200, passes=200, swap_passes=200, short=100, steps=2),
+    ),
 }
 
 # Where one's own photo can be protected: the file to download, and its height and width.
@@ -92,11 +97,7 @@ UPLOADS = {
     "images/obfuscation": ("protected.png", 128),
     "images/attribute_obfuscation": ("protected.png", 32),
     "images/dp_images": ("protected.png", 32),
-    "images/deidentification": (
-        dict(),
-        dict(known=6, tagged=4, probes=4, public=20, photos=4, helpers=20, each=8, others=40)
-        | dict(reader_passes=200, passes=200, swap_passes=200, short=100, steps=2),
-    ),
+    "images/deidentification": ("swapped.png", 32),
 }
 
 
