@@ -205,7 +205,7 @@ def figures(notebook) -> list[dict]:
 
 
 def smaller(png: str, limit: int) -> bytes:
-    """A PNG of at most so many bytes: of a larger one, smaller copies in fewer colors.
+    """A PNG of at most so many bytes: of a larger one, a copy in fewer colors, then smaller ones.
 
     Args:
         png: base64.
@@ -213,12 +213,14 @@ def smaller(png: str, limit: int) -> bytes:
     """
     from PIL import Image
 
-    content = base64.b64decode(png)
+    content, scale = base64.b64decode(png), 1.0
+    if len(content) > limit:
+        whole = Image.open(io.BytesIO(content), formats=["PNG"]).convert("RGBA")
+        whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
     while len(content) > limit:
-        image = Image.open(io.BytesIO(content), formats=["PNG"]).convert("RGBA")
-        image = image.resize([max(1, side * 6 // 7) for side in image.size]).quantize(256)
+        image = whole.resize([max(1, round(side * scale)) for side in whole.size]).quantize(256)
         image.save(file := io.BytesIO(), "PNG", optimize=True)
-        content = file.getvalue()
+        content, scale = file.getvalue(), scale * 6 / 7
     return content
 
 
