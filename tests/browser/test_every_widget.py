@@ -49,6 +49,10 @@ QUICK = {
         dict(num_draws=3, num_epochs=5, users=4, rounds=2, budgets=(100, 200, 300), passes=2.0)
         | dict(wrong_epochs=1, tree_budgets=(25, 50), tree_draws=2),
     ),
+    "defenses/membership_training": (
+        dict(NUM_EPOCHS=4),
+        dict(num_victims=4, num_shadows=4, train_size=60, attack_epochs=2),
+    ),
     "defenses/output_perturbation": (
         dict(),
         dict(num_victims=4, num_shadows=4, num_epochs=5, early=(2, 3), guard_steps=5)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from exercise_cases import assert_judges
 
 from vplib.datasets import faces
 from vplib.datasets.imageset import ImageSet
@@ -91,7 +92,7 @@ def test_perturbation_stays_within_epsilon_and_is_not_recognized():
 
     made = hiding.perturb(images, surrogate, epsilon=0.1)
     assert (made - images).abs().max() <= 0.1 + 1e-6 and 0 <= made.min() <= made.max() <= 1
-    assert (surrogate(made) * surrogate(images)).sum(1).mean() < 0.5  # of five; one may stay alike
+    assert ((surrogate(made) * surrogate(images)).sum(1) < 0.5).all()
     assert torch.equal(hiding.perturb(images, surrogate, epsilon=0.0), images)
 
 
@@ -208,8 +209,4 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_exercises(name):
-    check, solve = (getattr(exercises, f"{kind}_{name}") for kind in ("check", "solve"))
-    assert check(solve).startswith("right: ")
-    assert check(lambda *given: None) is None
-    for attempt, said in CASES[name]:
-        assert said in check(attempt)
+    assert_judges(exercises, name, CASES[name])
