@@ -17,7 +17,7 @@ has the naive attacker's network as well, the `clean network`. One head serves t
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -154,15 +154,15 @@ def gradients(images: Tensor) -> Tensor:
         After Dalal and Triggs, Histograms of oriented gradients, CVPR 2005. One norm for the whole
         photo instead of blocks, which would make noise of a smooth photo's gradients.
     """
-    gray = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    across, down = (
-        gray[..., 1:-1, 2:] - gray[..., 1:-1, :-2],
-        gray[..., 2:, 1:-1] - gray[..., :-2, 1:-1],
-    )
     angles = torch.arange(ANGLES, device=images.device) * (2 * torch.pi / ANGLES)
-    along = across * angles.cos()[:, None, None] + down * angles.sin()[:, None, None]
-    places = F.adaptive_avg_pool2d(along.relu(), CELLS)
-    return ANGLES * CELLS * F.normalize(places.flatten(1), dim=1) / 2
+    places = []
+    for some in images.split(64):  # few enough to stay in a processor's cache
+        gray = F.pad(some.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+        across = gray[..., 1:-1, 2:] - gray[..., 1:-1, :-2]
+        down = gray[..., 2:, 1:-1] - gray[..., :-2, 1:-1]
+        along = across * angles.cos()[:, None, None] + down * angles.sin()[:, None, None]
+        places.append(F.adaptive_avg_pool2d(along.relu(), CELLS).flatten(1))
+    return ANGLES * CELLS * F.normalize(torch.cat(places), dim=1) / 2
 
 
 def train_network(
@@ -321,11 +321,12 @@ def judge(
         train_network(x, people, passes=passes, seed=seed)
         for x in (to_levels(public.images), mixed)
     ]
-    fixed = {"pixels": pixels, "gradients": gradients}
     if attribute:
         sharp, classes = to_levels(public.images), public.attributes[attribute]
-        reader = train_network(sharp, classes, passes=passes, seed=seed)
-    clean_eyes, eyes = ({**fixed, "network": network} for network in networks)
+        networks.append(train_network(sharp, classes, passes=passes, seed=seed))
+    every = [cache(look) for look in (pixels, gradients, *networks)]  # each photo is seen once
+    fixed = {"pixels": every[0], "gradients": every[1]}
+    clean_eyes, eyes = ({**fixed, "network": network} for network in every[2:4])
     clean = [release(nothing, x).images for x in (tagged, others)]
 
     def trained(look, photos, more):
@@ -347,9 +348,12 @@ def judge(
                 said["context", kind] = trained(look, *hidden[:2])(hidden[2])
         named = {key: scores.argmax(1) for key, scores in said.items()}
         rates = {key: named_right(who, truth) for key, who in named.items()}
-        utility = _read((reader, gradients), shown, asked, attribute) if attribute else torch.nan
+        readers = every[1], every[-1]
+        utility = _read(readers, shown, asked, attribute) if attribute else torch.nan
         alike = metrics.ssim(asked.images, probes.images).mean().item()
         found[name] = Judged(rates, utility, alike, named, asked.images)
+        for look in every:
+            look.cache_clear()
     return found
 
 
