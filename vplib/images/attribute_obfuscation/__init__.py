@@ -8,11 +8,14 @@ from vplib.images.attribute_obfuscation.methods import (
     scrub,
 )
 from vplib.images.attribute_obfuscation.reading import (
+    ask,
     attributes_of,
     entropy,
+    missing_bits,
     over_people,
     read_attribute,
     seen_by,
+    train_readers,
 )
 from vplib.images.attribute_obfuscation.stages import (
     choose,
