@@ -1,14 +1,7 @@
 """Hiding an attribute of a face: chosen anew for an album, inverted, or made uncertain."""
 
-from vplib.images.attribute_obfuscation.methods import (
-    Tools,
-    anonymize,
-    interpolate,
-    invert,
-    scrub,
-)
+from vplib.images.attribute_obfuscation.methods import Tools, anonymize, interpolate, invert, scrub
 from vplib.images.attribute_obfuscation.reading import (
-    ask,
     attributes_of,
     entropy,
     missing_bits,
@@ -17,10 +10,4 @@ from vplib.images.attribute_obfuscation.reading import (
     seen_by,
     train_readers,
 )
-from vplib.images.attribute_obfuscation.stages import (
-    choose,
-    fit_transport,
-    perturb,
-    train_estimator,
-    within_t,
-)
+from vplib.images.attribute_obfuscation.stages import choose, fit_transport, train_estimator

@@ -10,8 +10,6 @@ from torch import Tensor
 from vplib.datasets.imageset import ImageSet
 from vplib.victims import judges
 
-Reader = Callable[[Tensor], Tensor]
-
 RENDERED = ("beard", "long_hair", "glasses", "hat")
 # CelebA's names, and whether they say the opposite.
 CELEBA = dict(beard=("No_Beard", True), smile=("Smiling", False), hat=("Wearing_Hat", False))
@@ -54,33 +52,22 @@ def seen_by(eyes: dict, images: Tensor) -> dict[str, Tensor]:
     return {kind: look(images) for kind, look in eyes.items()}
 
 
-def train_readers(shown: dict[str, Tensor], values: Tensor) -> dict[str, Reader]:
-    """By kind of eyes, a fresh reader: from what they see of photos to scores of each value.
+def train_readers(shown: dict, values: Tensor) -> Callable[[dict], dict]:
+    """Fresh readers: from what each kind of eyes sees of photos to its scores of each value.
 
     Args:
         shown: by kind, what the eyes see of M photos of public people, as the attacker has them:
             clean for a naive one, released as the asked ones were for a parrot.
         values: (M,) whole numbers, what the photos truly have.
     """
-
-    def reader(seen):
-        nobody = seen[:0], values[:0]
-        return judges.train_recognizer(lambda features: features, seen, values, *nobody)
-
-    return {kind: reader(seen) for kind, seen in shown.items()}
-
-
-def ask(readers: dict[str, Reader], asked: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By kind, the readers' (N, 2) scores; `asked` is what the eyes see of N photos of others."""
-    return {kind: reader(asked[kind]) for kind, reader in readers.items()}
+    readers = {
+        kind: judges.train_recognizer(lambda seen: seen, seen, values, seen[:0], values[:0])
+        for kind, seen in shown.items()
+    }
+    return lambda asked: {kind: reader(asked[kind]) for kind, reader in readers.items()}
 
 
-def read_attribute(
-    shown: dict[str, Tensor],
-    values: Tensor,
-    asked: dict[str, Tensor],
-    changed: Tensor | None = None,
-) -> dict[str, Tensor]:
+def read_attribute(shown: dict, values: Tensor, asked: dict, changed: Tensor | None = None) -> dict:
     """(N, 2) scores of an attribute by a fresh attacker, for each kind of eyes.
 
     Args:
@@ -92,13 +79,13 @@ def read_attribute(
             and adds up the two that have the attribute, each with its share. Nobody comes on top
             where all photos were changed, or none.
     """
-    found = ask(train_readers(shown, values), asked)
+    found = train_readers(shown, values)(asked)
     if changed is None or not 0 < changed.float().mean() < 1:
         return found
     four = 2 * changed.long() + values
     shares = torch.bincount(four, minlength=4).view(2, 2)  # changed or not, by value
     prior = (shares / shares.sum(0)).log()
-    for kind, scores in ask(train_readers(shown, four), asked).items():
+    for kind, scores in train_readers(shown, four)(asked).items():
         scores = F.pad(scores, (0, 4 - scores.shape[1]), value=-torch.inf).view(-1, 2, 2)
         found[f"knows, {kind}"] = (scores + prior).logsumexp(1)
     return found
@@ -150,6 +137,5 @@ def missing_bits(scores: Tensor, truth: Tensor, people: Tensor) -> Tensor:
         people: (N,) who is on the photos.
     """
     factors = torch.logspace(-3, 1, 41).tolist()
-    losses = [F.cross_entropy(scores * k, truth, reduction="none") for k in factors]
-    losses = [over_people(loss / math.log(2), truth, people) for loss in losses]
-    return min(losses, key=lambda loss: loss.mean().item())
+    losses = (F.cross_entropy(scores * k, truth, reduction="none") / math.log(2) for k in factors)
+    return min((over_people(x, truth, people) for x in losses), key=lambda bits: bits.mean().item())
