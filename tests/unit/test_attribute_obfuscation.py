@@ -7,7 +7,7 @@ from exercise_cases import assert_judges
 from vplib.datasets import faces
 from vplib.datasets.imageset import ImageSet
 from vplib.images import attribute_obfuscation as hiding
-from vplib.images.attribute_obfuscation import exercises
+from vplib.images.attribute_obfuscation import exercises, stages
 from vplib.nets import eigenfaces
 
 
@@ -25,7 +25,7 @@ from vplib.nets import eigenfaces
     ],
 )
 def test_the_nearest_number_within_t(ones, number, share, t, wanted):
-    assert hiding.within_t(ones, number, share, t) == wanted
+    assert stages.within_t(ones, number, share, t) == wanted
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.77])
@@ -90,10 +90,10 @@ def test_perturbation_stays_within_epsilon_and_is_not_recognized():
     def surrogate(x):
         return torch.nn.functional.normalize((x - 0.5).flatten(1) @ weights, dim=1)
 
-    made = hiding.perturb(images, surrogate, epsilon=0.1)
+    made = stages.perturb(images, surrogate, epsilon=0.1)
     assert (made - images).abs().max() <= 0.1 + 1e-6 and 0 <= made.min() <= made.max() <= 1
     assert ((surrogate(made) * surrogate(images)).sum(1) < 0.5).all()
-    assert torch.equal(hiding.perturb(images, surrogate, epsilon=0.0), images)
+    assert torch.equal(stages.perturb(images, surrogate, epsilon=0.0), images)
 
 
 def bright(images):
@@ -160,6 +160,44 @@ def test_standard_errors_are_those_of_repeated_draws():
         means.append(rates.mean())
         errors.append(rates.std() / 10)
     assert torch.stack(means).std() == pytest.approx(torch.stack(errors).mean().item(), rel=0.15)
+
+
+def test_who_knows_what_was_changed_reads_what_others_cannot():
+    # Changed photos show the opposite, at another place: by their mean nobody reads them.
+    draws = torch.Generator().manual_seed(6)
+    values = (torch.rand(4000, generator=draws) < 0.4).long()
+    changed = (torch.rand(4000, generator=draws) < 0.5).long()
+    place = torch.tensor([[0.0, 8.0], [12.0, -4.0]])[changed, values]
+    seen = {"eyes": torch.stack([place, torch.zeros(4000)], 1)}
+    seen["eyes"] = seen["eyes"] + torch.randn(4000, 2, generator=draws)
+    public, asked = ({"eyes": x} for x in seen["eyes"].split(2000))
+    found = hiding.read_attribute(public, values[:2000], asked, changed[:2000])
+    assert list(found) == ["eyes", "knows, eyes"]
+    right = {who: (s.argmax(1) == values[2000:]).float().mean() for who, s in found.items()}
+    assert right["eyes"] < 0.8 and right["knows, eyes"] > 0.95
+    nobody = torch.zeros(2000, dtype=torch.long)
+    for all_alike in (None, nobody, nobody + 1):
+        assert list(hiding.read_attribute(public, values[:2000], asked, all_alike)) == ["eyes"]
+    only = changed[:2000] * (1 - values[:2000])  # with the attribute, none was changed
+    scores = hiding.read_attribute(public, values[:2000], asked, only)["knows, eyes"]
+    assert scores.shape == (2000, 2) and not scores.isnan().any()
+    naive = hiding.train_readers(public, values[:2000])
+    torch.testing.assert_close(naive(asked)["eyes"], found["eyes"])
+
+
+def test_missing_bits_of_sure_unsure_and_too_sure_readers():
+    truth, people = torch.tensor([0, 1] * 500), torch.arange(1000) % 50
+    right = 2 * truth - 1.0
+    assert hiding.missing_bits(torch.stack([0 * right, 50 * right], 1), truth, people).mean() < 1e-3
+    nothing = torch.zeros(1000, 2)
+    assert hiding.missing_bits(nothing, truth, people).mean() == pytest.approx(1)
+    draws = torch.Generator().manual_seed(7)
+    right = torch.where(torch.rand(1000, generator=draws) < 0.9, right, -right)
+    entropy = -(0.9 * torch.tensor(0.9).log2() + 0.1 * torch.tensor(0.1).log2())
+    for sure in (1, 30):  # a reader that is right nine times of ten, however sure it says it is
+        scores = torch.stack([0 * right, sure * right], 1)
+        bits = hiding.missing_bits(scores, truth, people)
+        assert len(bits) == 50 and bits.mean() == pytest.approx(entropy.item(), abs=0.06)
 
 
 def test_entropy_in_bits():

@@ -1,6 +1,10 @@
 """Which attributes photos have, and how well fresh attackers read them."""
 
+import math
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vplib.datasets.imageset import ImageSet
@@ -48,21 +52,43 @@ def seen_by(eyes: dict, images: Tensor) -> dict[str, Tensor]:
     return {kind: look(images) for kind, look in eyes.items()}
 
 
-def read_attribute(shown: dict, values: Tensor, asked: dict) -> dict[str, Tensor]:
-    """(N, 2) scores of an attribute by a fresh attacker, for each kind of eyes.
+def train_readers(shown: dict, values: Tensor) -> Callable[[dict], dict]:
+    """Fresh readers: from what each kind of eyes sees of photos to its scores of each value.
 
     Args:
         shown: by kind, what the eyes see of M photos of public people, as the attacker has them:
             clean for a naive one, released as the asked ones were for a parrot.
+        values: (M,) whole numbers, what the photos truly have.
+    """
+    readers = {
+        kind: judges.train_recognizer(lambda seen: seen, seen, values, seen[:0], values[:0])
+        for kind, seen in shown.items()
+    }
+    return lambda asked: {kind: reader(asked[kind]) for kind, reader in readers.items()}
+
+
+def read_attribute(shown: dict, values: Tensor, asked: dict, changed: Tensor | None = None) -> dict:
+    """(N, 2) scores of an attribute by a fresh attacker, for each kind of eyes.
+
+    Args:
+        shown: as for `train_readers`.
         values: (M,) 0 or 1, their true attribute.
         asked: by kind, what the eyes see of N released photos of others.
+        changed: (M,) 0 or 1, which public photos were changed, for attackers who ran the means
+            themselves. They come on top, as "knows, KIND": each tells four kinds of photos apart,
+            and adds up the two that have the attribute, each with its share. Nobody comes on top
+            where all photos were changed, or none.
     """
-
-    def head(seen):
-        nobody = seen[:0], values[:0]
-        return judges.train_recognizer(lambda features: features, seen, values, *nobody)
-
-    return {kind: head(seen)(asked[kind]) for kind, seen in shown.items()}
+    found = train_readers(shown, values)(asked)
+    if changed is None or not 0 < changed.float().mean() < 1:
+        return found
+    four = 2 * changed.long() + values
+    shares = torch.bincount(four, minlength=4).view(2, 2)  # changed or not, by value
+    prior = (shares / shares.sum(0)).log()
+    for kind, scores in train_readers(shown, four)(asked).items():
+        scores = F.pad(scores, (0, 4 - scores.shape[1]), value=-torch.inf).view(-1, 2, 2)
+        found[f"knows, {kind}"] = (scores + prior).logsumexp(1)
+    return found
 
 
 def over_people(found: Tensor, truth: Tensor, people: Tensor) -> Tensor:
@@ -95,3 +121,21 @@ def entropy(scores: Tensor) -> Tensor:
     """(N,) bits of uncertainty of (N, classes) scores, which are logarithms."""
     logs = scores.log_softmax(1)
     return -(logs.exp() * logs).sum(1) / torch.log(torch.tensor(2.0))
+
+
+def missing_bits(scores: Tensor, truth: Tensor, people: Tensor) -> Tensor:
+    """(people,) numbers whose mean is what a reader lacks of the attribute, in bits from 0 to 1.
+
+    It is the log loss on photos that nobody trained on, the mean over both values of the attribute:
+    never less than the uncertainty that the photos leave, however sure of itself the reader is. The
+    scores are first scaled, all by one factor, so that the loss is least: too sure a reader is
+    only a reader who has not looked at how often it errs.
+
+    Args:
+        scores: (N, 2), which are logarithms.
+        truth: (N,) 0 or 1.
+        people: (N,) who is on the photos.
+    """
+    factors = torch.logspace(-3, 1, 41).tolist()
+    losses = (F.cross_entropy(scores * k, truth, reduction="none") / math.log(2) for k in factors)
+    return min((over_people(x, truth, people) for x in losses), key=lambda bits: bits.mean().item())
