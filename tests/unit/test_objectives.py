@@ -92,16 +92,17 @@ def test_the_adversary_and_the_model_step_by_turns(digits):
         seen = [torch.cat([z.softmax(1), F.one_hot(y, 10)], 1) for z, y in both]
         return gain(*(judge(one)[:, 0] for one in seen))
 
-    for _ in range(3):
+    for turn in range(3):
         logits, strangers = net(few.images), net(other.images).detach()
-        up.zero_grad()
-        (-gained(logits.detach(), strangers)).backward()
-        up.step()
+        for _ in range(min(turn + 1, 2)):  # of one batch there is one at first, then two
+            up.zero_grad()
+            (-gained(logits.detach(), strangers)).backward()
+            up.step()
         down.zero_grad()
         (F.cross_entropy(logits, few.labels) + 2 * gained(logits, strangers)).backward()
         down.step()
     objective = objectives.against(
-        adversary, other.images[:1], other.labels[:1], strength=2.0, gain=gain, lr=0.02
+        adversary, other.images[:1], other.labels[:1], strength=2.0, gain=gain, lr=0.02, steps=2
     )
     rows = torch.arange(6)[None]
     found = training.fit_many(
@@ -109,6 +110,19 @@ def test_the_adversary_and_the_model_step_by_turns(digits):
     )
     for name, value in net.state_dict().items():
         assert torch.allclose(found.state[name][0], value, atol=1e-5)
+
+
+def test_the_adversary_sees_the_last_batches_again(digits):
+    """With steps for all batches of a pass, it has seen each record once a turn."""
+    seen = []
+
+    def watching(inside, outside):
+        seen.append(inside.shape[-1])
+        return gain(inside, outside)
+
+    fitted(digits, against(digits, gain=watching, steps=3), num_models=1, num_epochs=2)
+    # 60 records in batches of 32 and 28; the last of each turn is the classifier's
+    assert seen == [32, 32, 32, 28, 28, 32, 28, 32, 32, 28, 32, 28, 28]
 
 
 def test_soft_labels_of_members_and_references(digits):
@@ -169,6 +183,7 @@ def test_objectives_decide_what_the_cache_keeps(digits, tmp_path, monkeypatch):
     ("make", "message"),
     [
         (lambda d: against(d, strength=-1.0), "strength -1.0 must be 0 or more"),
+        (lambda d: against(d, steps=0), "steps 0 1 or more"),
         (lambda d: against(d, strength=float("nan")), "strength nan"),
         (
             lambda d: objectives.against(

@@ -27,11 +27,13 @@ def against(
     strength: float,
     gain: Gain,
     lr: float = 0.001,
+    steps: int = 1,
 ) -> Objective:
     """Cross-entropy plus the gain of an adversary, a network that trains beside each model.
 
-    In each step the adversary takes one of Adam upwards on its gain, from the model's batch and
-    references drawn anew, then the model one downwards on its loss plus `strength` times the gain.
+    By turns the adversary takes steps of Adam upwards on its gain, one for each of the last batches
+    and references drawn anew, then the model one downwards on its loss plus `strength` times the
+    gain on the newest batch.
 
     Args:
         build_adversary: one untrained network, from an answer (probabilities) beside its label
@@ -41,49 +43,49 @@ def against(
         strength: weight of the gain, 0 or more.
         gain: from the adversary's logits of members (..., B) and of references (..., B) to (...).
         lr: learning rate of the adversaries.
+        steps: of the adversary for one of the model: how many of the last batches it sees again.
 
     Raises:
-        ValueError: references and labels are not equally many or none, or strength is negative.
+        ValueError: references and labels are not equally many or none, strength is negative, or
+            there is no step.
     """
     if len(references) != len(reference_labels) or not len(references):
         raise ValueError(f"{len(references)} references but {len(reference_labels)} labels")
-    if not strength >= 0:
-        raise ValueError(f"strength {strength} must be 0 or more")
+    if not (strength >= 0 and steps >= 1):
+        raise ValueError(f"strength {strength} must be 0 or more, steps {steps} 1 or more")
 
     def objective(net, state, which, seeds):
         draws = [torch.Generator().manual_seed(seeding.derive(s, "references")) for s in seeds]
-        adversaries = [
-            seeding.initialized(build_adversary, seeding.derive(s, "adversary")) for s in seeds
-        ]
-        other = stack_module_state([one.to(references.device) for one in adversaries])[0]
-        answer, judge = stacked.forward_of(net), stacked.forward_of(adversaries[0])
+        nets = [seeding.initialized(build_adversary, seeding.derive(s, "adversary")) for s in seeds]
+        other = stack_module_state([one.to(references.device) for one in nets])[0]
+        answer, judge = stacked.forward_of(net), stacked.forward_of(nets[0])
         update = stacked.updater(list(other.values()), "adam", lr)
 
-        fixed = stacked.detached(state)  # the same values
+        fixed, held = stacked.detached(state), []  # the same values; the last batches
 
         def beside(logits, y):
             y = y if y.ndim == logits.ndim else F.one_hot(y, logits.shape[-1])
             return torch.cat([logits.softmax(-1), y], -1)
 
-        def gained(seen, batch):
-            said = judge(other, seen).squeeze(-1)
-            return gain(said[:, :batch], said[:, batch:]).sum()
+        def gained(*seen):
+            said = judge(other, torch.cat(seen, 1)).squeeze(-1)
+            return gain(*said.split([one.shape[1] for one in seen], 1)).sum()
 
         def gradients(x, y):
-            batch = x.shape[1]
-            rows = [torch.randint(len(references), (batch,), generator=g) for g in draws]
-            rows = torch.stack(rows).to(x.device)
+            held.append((x, y))
+            del held[:-steps]
+            old, labels = (torch.cat(parts, 1) for parts in zip(*held, strict=True))
+            sizes, total = [one.shape[1] for one, _ in held], (len(references), old.shape[1:2])
+            rows = torch.stack([torch.randint(*total, generator=g) for g in draws])
+            inside = beside(answer(fixed, old), labels).split(sizes, 1)
+            outside = beside(answer(fixed, references[rows]), reference_labels[rows])
             with torch.enable_grad():
+                for seen in zip(inside, outside.split(sizes, 1), strict=True):  # newest is last
+                    update(torch.autograd.grad(-gained(*seen), list(other.values())))
                 logits = answer(state, x)
-                outside = answer(fixed, references[rows])
-                seen = torch.cat([beside(logits, y), beside(outside, reference_labels[rows])], 1)
-                gains = gained(seen.detach(), batch)
-                update(torch.autograd.grad(-gains, list(other.values())))
-                flat = logits.flatten(0, 1), y.flatten(0, 1)
-                loss = F.cross_entropy(*flat, reduction="sum") / batch
-                loss = loss + strength * gained(seen, batch)
-                found = torch.autograd.grad(loss, list(state.values()))
-            return logits.detach(), list(found)
+                loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(0, 1), reduction="sum")
+                loss = loss / x.shape[1] + strength * gained(beside(logits, y), seen[1])
+                return logits.detach(), list(torch.autograd.grad(loss, list(state.values())))
 
         return gradients
 

@@ -66,6 +66,7 @@ def train_adversarially(
     gain: objectives.Gain = inference_gain,
     width: int = 64,
     adversary_lr: float = 0.01,
+    adversary_steps: int = 7,
     **recipe,
 ) -> training.Ensemble:
     """Networks that minimize their loss plus `strength` times the gain of an adversary each.
@@ -82,17 +83,18 @@ def train_adversarially(
         gain: what the adversary maximizes, from its logits of members and of references.
         width: hidden units of the adversary.
         adversary_lr: its learning rate.
+        adversary_steps: its steps for one of the network, over as many of the last batches.
         **recipe: of `training.fit_many`.
 
     Source:
-        Nasr et al. 2018, algorithm 1. One step of the adversary for one of the network, on the same
-        batch; it sees the answer beside the label in one network, not in three.
+        Nasr et al. 2018, algorithm 1 (there on batches drawn anew). The adversary sees the answer
+        beside the label in one network, not in three.
     """
     num_classes = build()(images[:1].cpu()).shape[-1]
     adversary = partial(models.mlp, (2 * num_classes,), 1, (width,))
     pair = objectives.against(
         adversary, references.images, references.labels, strength=strength, gain=gain,
-        lr=adversary_lr,
+        lr=adversary_lr, steps=adversary_steps,
     )  # fmt: skip
     return training.fit_many(build, images, labels, subsets, objective=pair, **recipe)
 
@@ -244,6 +246,8 @@ def train_stacked(
     build, images, labels, subsets, references=None, *, seed: int = 0, **recipe
 ) -> Stack:
     """Stacks whose three models never share a record: a third of the subset for each.
+
+    The thirds follow the subset's order, so it must not be sorted by class.
 
     Raises:
         ValueError: a subset has fewer than three records.
