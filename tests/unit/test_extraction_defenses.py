@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import shapiro
 from sklearn.tree import DecisionTreeClassifier
 
 from vplib import models
@@ -106,8 +107,6 @@ def test_delta_must_be_a_w(delta):
 
 
 def test_normality_against_scipy_after_outliers():
-    from scipy.stats import shapiro
-
     values = np.random.default_rng(0).normal(5, 1, 200)
     assert defense.normality(values) == pytest.approx(shapiro(values).statistic)
     spoiled = [*values, 500.0]
@@ -401,7 +400,7 @@ def test_lines_end_at_the_border():
 
 SOLUTIONS = {
     name: (getattr(ex, f"check_{name}"), getattr(ex, f"solve_{name}"))
-    for name in ("growing_distances", "reverse", "undo")
+    for name in ("alarm", "growing_distances", "reverse", "undo")
 }
 
 
@@ -410,6 +409,13 @@ def test_a_solution_is_right(name):
     check, solve = SOLUTIONS[name]
     assert check(solve).startswith("right: ")
     assert check(lambda *given: None) is None
+
+
+def alarm(distances, delta, fewest=100, outliers=3.0, side=np.abs, of="statistic"):
+    if len(distances) <= fewest:
+        return False
+    inside = side(distances - distances.mean()) <= outliers * distances.std()
+    return getattr(shapiro(distances[inside]), of) < delta
 
 
 def no_sets(queries, labels):
@@ -438,6 +444,12 @@ def not_scaled(answer, budget):
 @pytest.mark.parametrize(
     ("name", "attempt", "said"),
     [
+        ("alarm", lambda d, delta: alarm(d, delta, fewest=3), "up to 100"),
+        ("alarm", lambda d, delta: len(d) > 100 and not alarm(d, delta), "not above"),
+        ("alarm", lambda d, delta: alarm(d, 0.05, of="pvalue"), "not the p-value"),
+        ("alarm", lambda d, delta: alarm(d, delta, outliers=99), "outliers first"),
+        ("alarm", lambda d, delta: alarm(d, delta, side=np.asarray), "on both sides"),
+        ("alarm", lambda d, delta: defense.normality(d), "True or False"),
         ("growing_distances", no_sets, "a set of its own"),
         ("growing_distances", all_enter, "too near does not enter"),
         ("reverse", not_normalized, "divide by the sum"),

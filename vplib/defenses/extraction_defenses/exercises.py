@@ -6,6 +6,36 @@ import torch
 from vplib.exercises import judge
 
 
+def solve_alarm(distances, delta):
+    """Whether a user's (N,) distances raise an alarm."""
+    from scipy.stats import shapiro
+
+    if len(distances) <= 100:
+        return False
+    inside = np.abs(distances - distances.mean()) <= 3 * distances.std()
+    return bool(shapiro(distances[inside]).statistic < delta)
+
+
+def check_alarm(attempt) -> str | None:
+    """Checks lists of distances: too few, a bell, even ones, with outliers, of two values."""
+    bell = 9 + np.sqrt(2) * torch.erfinv(torch.linspace(-0.99, 0.99, 150).double()).numpy()
+    two = np.arange(150) % 2 + 1.0
+    cases = [two[:100], bell, np.linspace(1, 9, 400), np.append(bell, [90, 80]), two]
+    cases.insert(4, np.append(bell, [0.0, 0.1, 0.2]))
+    mistakes = {
+        "up to 100 distances are not tested": lambda said: said[0],
+        "below delta is the alarm, not above": lambda said: not said[5],
+        "compare W, the statistic, not the p-value": lambda said: said[2],
+        "outliers first: over 3 standard deviations from the mean, on both sides": (
+            lambda said: said[3] or said[4]
+        ),
+    }
+    why = "two values are no bell; a few strange distances do not make a stream strange"
+    hint = "True or False for each user: W of what is left without outliers, below delta"
+    right = [solve_alarm(case, 0.9) for case in cases]
+    return judge([attempt(case.copy(), 0.9) for case in cases], right, why, mistakes, hint)
+
+
 def solve_growing_distances(queries, labels):
     """The distance of each query to the nearest of its class's growing set, firsts left out."""
     sets, entered, thresholds, distances = {}, {}, {}, []
