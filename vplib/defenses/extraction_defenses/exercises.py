@@ -69,26 +69,6 @@ def check_growing_distances(attempt) -> str | None:
     return judge(attempt(queries.clone(), labels.clone()), right, why, mistakes, hint)
 
 
-def solve_reverse(probabilities, beta, gamma):
-    """Lee's perturbation, normalized."""
-    moved = probabilities - beta * ((gamma * torch.logit(probabilities)).sigmoid() - 0.5)
-    return moved / moved.sum(-1, keepdim=True)
-
-
-def check_reverse(attempt) -> str | None:
-    """Checks the perturbation on two answers without zeros."""
-    y = torch.tensor([[0.9, 0.07, 0.03], [0.5, 0.3, 0.2]])
-    moved = y - 0.8 * ((0.3 * torch.logit(y)).sigmoid() - 0.5)
-    added = 2 * y - moved
-    mistakes = {
-        "divide by the sum, for these are no probabilities yet": moved,
-        "take the perturbation away, do not add it": added / added.sum(-1, keepdim=True),
-    }
-    why = "the smallest probability becomes larger than the second one, and the label stays"
-    hint = "y - beta (sigmoid(gamma logit(y)) - 1/2), divided by its sum"
-    return judge(attempt(y.clone(), 0.8, 0.3), solve_reverse(y, 0.8, 0.3), why, mistakes, hint)
-
-
 def solve_undo(answer, budget):
     """The answer before MAD moved it, for a budget of 1 or more."""
     index = int(answer.argmax())
