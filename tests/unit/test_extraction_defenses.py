@@ -498,7 +498,7 @@ def not_scaled(answer, budget):
     ("name", "attempt", "said"),
     [
         ("alarm", lambda d, delta: alarm(d, delta, fewest=3), "up to 100"),
-        ("alarm", lambda d, delta: len(d) > 100 and not alarm(d, delta), "not above"),
+        ("alarm", alarm, "right: "),
         ("alarm", lambda d, delta: alarm(d, 0.05, of="pvalue"), "not the p-value"),
         ("alarm", lambda d, delta: alarm(d, delta, outliers=99), "outliers first"),
         ("alarm", lambda d, delta: alarm(d, delta, side=np.asarray), "on both sides"),
@@ -506,7 +506,7 @@ def not_scaled(answer, budget):
         ("growing_distances", no_sets, "a set of its own"),
         ("growing_distances", all_enter, "too near does not enter"),
         ("undo", not_scaled, "scale the other classes back"),
-        ("undo", lambda answer, budget: answer, "what the service said"),
+        ("undo", lambda answer, budget: answer, "the largest entry is"),
     ],
 )
 def test_a_mistake_is_named(name, attempt, said):
