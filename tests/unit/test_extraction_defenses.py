@@ -312,7 +312,7 @@ def by_brute_force(y, weights, inputs, budget, keep):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("classes", [3, 5])  # of two, all gradients are parallel, and corners tie
 def test_mad_against_brute_force(classes, keep):
     generator = torch.Generator().manual_seed(classes)
     for budget in (0.2, 0.6, 1.0, 2.0):
