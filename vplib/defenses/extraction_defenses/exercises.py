@@ -3,17 +3,13 @@
 import numpy as np
 import torch
 
+from vplib.defenses.extraction_defenses.prada import normality
 from vplib.exercises import judge
 
 
 def solve_alarm(distances, delta):
     """Whether a user's (N,) distances raise an alarm."""
-    from scipy.stats import shapiro
-
-    if len(distances) <= 100:
-        return False
-    inside = np.abs(distances - distances.mean()) <= 3 * distances.std()
-    return bool(shapiro(distances[inside]).statistic < delta)
+    return normality(distances) < delta
 
 
 def check_alarm(attempt) -> str | None:
@@ -24,11 +20,8 @@ def check_alarm(attempt) -> str | None:
     cases.insert(4, np.append(bell, [0.0, 0.1, 0.2]))
     mistakes = {
         "up to 100 distances are not tested": lambda said: said[0],
-        "below delta is the alarm, not above": lambda said: not said[5],
         "compare W, the statistic, not the p-value": lambda said: said[2],
-        "outliers first: over 3 standard deviations from the mean, on both sides": (
-            lambda said: said[3] or said[4]
-        ),
+        "outliers first: 3 deviations away, on both sides": lambda said: said[3] or said[4],
     }
     why = "two values are no bell; a few strange distances do not make a stream strange"
     hint = "True or False for each user: W of what is left without outliers, below delta"
@@ -69,26 +62,6 @@ def check_growing_distances(attempt) -> str | None:
     return judge(attempt(queries.clone(), labels.clone()), right, why, mistakes, hint)
 
 
-def solve_reverse(probabilities, beta, gamma):
-    """Lee's perturbation, normalized."""
-    moved = probabilities - beta * ((gamma * torch.logit(probabilities)).sigmoid() - 0.5)
-    return moved / moved.sum(-1, keepdim=True)
-
-
-def check_reverse(attempt) -> str | None:
-    """Checks the perturbation on two answers without zeros."""
-    y = torch.tensor([[0.9, 0.07, 0.03], [0.5, 0.3, 0.2]])
-    moved = y - 0.8 * ((0.3 * torch.logit(y)).sigmoid() - 0.5)
-    added = 2 * y - moved
-    mistakes = {
-        "divide by the sum, for these are no probabilities yet": moved,
-        "take the perturbation away, do not add it": added / added.sum(-1, keepdim=True),
-    }
-    why = "the smallest probability becomes larger than the second one, and the label stays"
-    hint = "y - beta (sigmoid(gamma logit(y)) - 1/2), divided by its sum"
-    return judge(attempt(y.clone(), 0.8, 0.3), solve_reverse(y, 0.8, 0.3), why, mistakes, hint)
-
-
 def solve_undo(answer, budget):
     """The answer before MAD moved it, for a budget of 1 or more."""
     index = int(answer.argmax())
@@ -106,7 +79,6 @@ def check_undo(attempt) -> str | None:
     scaled = moved - budget / 2 * goal
     mistakes = {
         "scale the other classes back, too: they lost a part of each": scaled,
-        "that is what the service said": moved,
     }
     why = "one number, the budget, is all of the secret"
     hint = "the largest entry is 1/2 budget too large; alpha follows from what it was before"

@@ -137,20 +137,19 @@ class Watch:
         Raises:
             ValueError: they are none, or of another shape than those before.
         """
-        if not isinstance(queries, Tensor) or queries.ndim != 4 or not queries.is_floating_point():
-            kind = f"{getattr(queries, 'dtype', type(queries).__name__)} of shape "
-            kind += f"{tuple(getattr(queries, 'shape', ()))}"
+        shape = tuple(getattr(queries, "shape", ()))
+        if not isinstance(queries, Tensor) or len(shape) != 4 or not queries.is_floating_point():
+            kind = f"{getattr(queries, 'dtype', type(queries).__name__)} of shape {shape}"
             raise ValueError(f"queries must be floating point (N, C, H, W), not {kind}")
+        with self._lock:
+            self._shape = self._shape or (shape[1:] if len(queries) else None)
+        if len(queries) and shape[1:] != self._shape:
+            raise ValueError(f"queries must be of one shape, {self._shape}, not {shape[1:]}")
         fine = queries.isfinite().flatten(1).all(1)
         kept = queries[fine]
         labels = self._predict_label(kept).tolist() if len(kept) else ()
         flat = kept.detach().cpu().double().flatten(1).numpy()
         with self._lock:
-            if len(queries):
-                self._shape = self._shape or queries.shape[1:]
-                if queries.shape[1:] != self._shape:
-                    shapes = f"{tuple(queries.shape[1:])}, those before {tuple(self._shape)}"
-                    raise ValueError(f"queries must be of one shape; these are {shapes}")
             seen = self.users.setdefault(user, Seen())
             seen.refused += int((~fine).sum())
             for query, label in zip(flat, labels, strict=True):

@@ -39,8 +39,7 @@ def augment(
     for index in range(rounds):
         training.fit(clone, queries, labels, num_epochs=10, lr=0.05, seed=seed + index)
         inputs = queries.detach().clone().requires_grad_()
-        sure = clone(inputs).gather(1, labels[:, None]).sum()
-        (slope,) = torch.autograd.grad(sure, inputs)
+        (slope,) = torch.autograd.grad(clone(inputs).gather(1, labels[:, None]).sum(), inputs)
         new = (queries + step * slope.sign()).clamp(0, 1)
         queries, labels = torch.cat([queries, new]), torch.cat([labels, predict_label(new)])
     return queries, labels
