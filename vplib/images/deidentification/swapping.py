@@ -210,11 +210,9 @@ def _spread(log_variance):
 
 @lru_cache(maxsize=1)
 def _fit_reader(embeddings, truth):
-    """The utility network's last layer, from zeros; it is the same in all trainings."""
+    """The utility network's last layer; it is the same in all trainings."""
     shape = embeddings.shape[1], int(truth.max()) + 1
-    reader = nn.utils.skip_init(nn.Linear, *shape, device=embeddings.device)
-    for weights in reader.parameters():
-        nn.init.zeros_(weights)
+    reader = seeding.initialized(partial(nn.Linear, *shape), 0).to(embeddings.device)
     stepper = torch.optim.Adam(reader.parameters(), 0.01, fused=True)
     for _ in range(300):
         _move(stepper, F.cross_entropy(SHARP * reader(embeddings), truth))
