@@ -21,7 +21,7 @@ from vplib.nets.training import check_finite
 
 HIDDEN, BATCH = 256, 64
 SHARP = 8.0  # what unit embeddings and their cosines are multiplied with
-_space = lru_cache(maxsize=2)(fit_eigenfaces)  # several are trained on the same photos
+_space = lru_cache(maxsize=1)(fit_eigenfaces)  # several are trained on the same photos
 
 
 class Step(NamedTuple):
@@ -135,7 +135,7 @@ def train_swapper(
     if people < 2:
         raise ValueError(f"swapping needs two public people or more, not {people}")
     images, labels = public.images, public.labels
-    faces = _space(images, min(dim, len(images) // 2), seed=seed)
+    faces = _space(images, min(dim, len(images) // 2))
     codes = faces.encode(images)
     counts = torch.bincount(labels, minlength=people).clamp(min=1)[:, None]
     looks = codes.new_zeros(people, codes.shape[1]).index_add_(0, labels, codes) / counts
