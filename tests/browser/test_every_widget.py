@@ -87,7 +87,8 @@ QUICK = {
     "images/deidentification": (
         dict(),
         dict(known=6, tagged=4, probes=4, public=20, photos=4, helpers=20, each=8, others=40)
-        | dict(reader_passes=200, passes=200, swap_passes=200, short=100, steps=2),
+        | dict(reader_passes=200, passes=200, swap_passes=200, short=100, steps=2)
+        | dict(veil_passes=200),
     ),
 }
 

@@ -1,13 +1,16 @@
 """Swapped identities and fitted parameters; and the exercises of the notebook."""
 
+import functools
+
 import pytest
 import torch
 from exercise_cases import assert_judges
 
+from vplib import seeding
 from vplib.datasets import faces
 from vplib.images import deidentification
 from vplib.images.deidentification import exercises
-from vplib.victims import judges
+from vplib.victims import judges, recognition
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,27 @@ def test_a_swapper_puts_the_chosen_person_in(photos, told):
 def test_a_swapper_needs_two_people(photos):
     with pytest.raises(ValueError, match="two public people"):
         deidentification.train_swapper(photos.with_classes([1]), exercises.solve_loss)
+
+
+def test_the_utility_network_sees_the_same_photos_once(photos):
+    network = seeding.initialized(lambda: recognition.plain_cnn(photos.images.shape[1:]), 0)
+    network.eval().requires_grad_(False)
+    asked = []
+
+    def look(embed, images):
+        asked.append(len(images))
+        return recognition.embed_all(embed, images)
+
+    eyes = functools.partial(look, network)
+    utility = eyes, photos.attributes["expression"]
+    settings = dict(utility=utility, passes=64, dim=16, size=4)
+    made = [deidentification.train_swapper(photos, exercises.solve_loss, seed=k, **settings)
+            for k in (0, 1)]  # fmt: skip
+    codes = made[0].represent(photos.images)
+    assert asked == [40]
+    torch.testing.assert_close(made[0].represent(photos.images.clone()), codes)
+    other = made[0].represent(photos.images.flip(3))
+    assert asked == [40, 40, 40] and not torch.equal(other, codes)
 
 
 def test_fitted_parameters_draw_the_photo_again():

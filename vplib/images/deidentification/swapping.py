@@ -6,7 +6,7 @@ pixels for one term alone, in which a network that reads the utility looks at th
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from vplib.nets.training import check_finite
 
 HIDDEN, BATCH = 256, 64
 SHARP = 8.0  # what unit embeddings and their cosines are multiplied with
+_space = lru_cache(maxsize=1)(fit_eigenfaces)  # several are trained on the same photos
 
 
 class Step(NamedTuple):
@@ -134,7 +135,7 @@ def train_swapper(
     if people < 2:
         raise ValueError(f"swapping needs two public people or more, not {people}")
     images, labels = public.images, public.labels
-    faces = fit_eigenfaces(images, min(dim, len(images) // 2), seed=seed)
+    faces = _space(images, min(dim, len(images) // 2))
     codes = faces.encode(images)
     counts = torch.bincount(labels, minlength=people).clamp(min=1)[:, None]
     looks = codes.new_zeros(people, codes.shape[1]).index_add_(0, labels, codes) / counts
@@ -147,7 +148,6 @@ def train_swapper(
         parts = dict(encoder=models.mlp((enter,), 2 * size, (HIDDEN,)))
         parts["adversary"] = models.mlp((size,), number, (128,))
         parts["decoder"] = models.mlp((size + out,), out, (HIDDEN, HIDDEN))
-        parts["reader"] = nn.Linear(1 if eyes is None else 128, int(truth.max()) + 1)
         return nn.ModuleDict(parts).to(images.device)
 
     model = seeding.initialized(build, seeding.derive(seed, "swapper"))
@@ -164,7 +164,13 @@ def train_swapper(
 @torch.no_grad()
 def _features(faces, eyes, images):
     seen = faces.encode(images)
-    return seen if eyes is None else torch.cat([SHARP * eyes(images), seen], 1)
+    return seen if eyes is None else torch.cat([SHARP * _embedded(eyes, images), seen], 1)
+
+
+@lru_cache(maxsize=4)
+def _embedded(eyes, images):
+    """What the utility network sees; the same photos are asked about again and again."""
+    return eyes(images)
 
 
 def _fit(model, swapper, loss, data, passes, lr, seed):
@@ -172,9 +178,8 @@ def _fit(model, swapper, loss, data, passes, lr, seed):
     images, codes, features, labels, truth = data
     faces, eyes, look = swapper.faces, swapper.eyes, swapper.faces.scale
     weigh = look / look.square().sum().sqrt()  # a code's error as the pixels' error
-    encoder, adversary, reader = (model[name] for name in ("encoder", "adversary", "reader"))
-    if eyes is not None:
-        _fit_reader(reader, eyes(images), truth)
+    encoder, adversary = model["encoder"], model["adversary"]
+    reader = None if eyes is None else _fit_reader(_embedded(eyes, images), truth)
     both = [*encoder.parameters(), *model["decoder"].parameters()]
     steppers = [torch.optim.Adam(p, lr, fused=True) for p in (both, [*adversary.parameters()])]
     with seeding.seeded(seeding.derive(seed, "training")):
@@ -203,11 +208,15 @@ def _spread(log_variance):
     return (log_variance.clamp(-6, 2) / 2).exp()
 
 
-def _fit_reader(reader, embeddings, truth):
+@lru_cache(maxsize=1)
+def _fit_reader(embeddings, truth):
+    """The utility network's last layer; it is the same in all trainings."""
+    shape = embeddings.shape[1], int(truth.max()) + 1
+    reader = seeding.initialized(partial(nn.Linear, *shape), 0).to(embeddings.device)
     stepper = torch.optim.Adam(reader.parameters(), 0.01, fused=True)
     for _ in range(300):
         _move(stepper, F.cross_entropy(SHARP * reader(embeddings), truth))
-    reader.requires_grad_(False)
+    return reader.requires_grad_(False)
 
 
 def _move(stepper, value):
