@@ -76,6 +76,17 @@ def test_soteria_changes_one_layer_and_nothing_else(batch):
         assert message.values["7.weight"][:, rest].equal(old["7.weight"][:, rest])
 
 
+def test_layers_that_work_in_place_change_nothing():
+    model, (images, _) = network("relu"), clients()
+    first, before = defense.sensitivities(model, images[:, 0]), images.clone()
+    layers = [nn.ReLU(inplace=True) if isinstance(m, nn.ReLU) else m for m in model]
+    assert defense.sensitivities(nn.Sequential(*layers), images[:, 0]).equal(first)
+    shifted = images[:, 0] - 0.5
+    kept = shifted.clone()
+    defense.sensitivities(nn.Sequential(nn.ReLU(inplace=True), *layers), shifted)
+    assert shifted.equal(kept) and images.equal(before)
+
+
 def test_a_client_is_defended_alone_as_among_others():
     model, (images, labels) = network(), clients()
     sent = defense.send(model, images, labels)
@@ -179,6 +190,24 @@ GENERATOR = torch.Generator()
                 [federated.Gradients({"a": torch.ones(1)})], MODEL, IMAGES[:1], share=0.5
             ),
             "lacks 7.weight",
+        ),
+        (
+            lambda: defense.soteria(
+                [federated.Gradients({"7.weight": torch.ones(5)})], MODEL, IMAGES[:1], share=0.5
+            ),
+            "lacks 7.weight",
+        ),
+        (lambda: defense.soteria(SENT, MODEL, IMAGES * math.nan, share=0.5), "must be finite"),
+        (
+            lambda: defense.clip_and_noise(
+                [SENT[0].map(lambda v: v * math.inf)],
+                MODEL,
+                IMAGES[:1],
+                clip=1,
+                sigma=1,
+                generator=GENERATOR,
+            ),
+            "no clipping bounds it",
         ),
         (lambda: defense.sensitivities(nn.Linear(2, 2), IMAGES[0]), "ends in Linear"),
         (

@@ -32,16 +32,18 @@ def sensitivities(model: nn.Module, images: Tensor) -> Tensor:
         infinite where r_i is zero.
 
     Raises:
-        ValueError: the model is no such Sequential.
+        ValueError: the model is no such Sequential, or an image is not finite.
 
     Source:
         Sun et al., Soteria, CVPR 2021, as their code has it.
     """
     _representation(model)
+    if not images.isfinite().all():
+        raise ValueError("images must be finite: no unit can be ranked by NaN")
     with torch.no_grad():
         values = [images]
         for layer in model[:-1]:
-            values.append(layer(values[-1]))
+            values.append(layer(values[-1].clone()))  # a layer may work in place
         r = values.pop().flatten(1)
         slopes = torch.eye(r.shape[1]).to(r).expand(len(r), -1, -1)
         for layer, x in zip(reversed(model[:-1]), reversed(values), strict=True):
@@ -78,9 +80,10 @@ def soteria(gradients: Messages, model: nn.Module, images: Tensor, *, share: flo
     gone = scores.topk(count, largest=False).indices
     found = []
     for message, units in zip(gradients, gone, strict=True):
-        if name not in message.values:
-            raise ValueError(f"a message lacks {name}, the gradient of the model's last weight")
-        value = message.values[name].index_fill(1, units, 0.0)
+        value, wanted = message.values.get(name), tuple(model[-1].weight.shape)
+        if value is None or tuple(value.shape) != wanted:
+            raise ValueError(f"a message lacks {name}, the gradient of the last weight, {wanted}")
+        value = value.index_fill(1, units, 0.0)
         found.append(federated.Gradients({**message.values, name: value}))
     return found
 
@@ -100,7 +103,7 @@ def clip_and_noise(
     message of a client is one Gaussian mechanism: `accounting.epsilon([(sigma, 1.0, 1)], delta)`.
 
     Raises:
-        ValueError: clip is not positive, sigma negative, or one of them not finite.
+        ValueError: clip is not positive, sigma negative, or one of them or a message not finite.
 
     Source: Abadi et al., Deep learning with differential privacy, CCS 2016, with local noise.
     """
@@ -109,7 +112,9 @@ def clip_and_noise(
     found = []
     for message in gradients:
         norm = sum(value.square().sum() for value in message.values.values()).sqrt()
-        factor = (clip / norm).clamp(max=1.0).nan_to_num(1.0)
+        if not norm.isfinite():
+            raise ValueError("a message is not finite, so that no clipping bounds it")
+        factor = (clip / norm).clamp(max=1.0)
 
         def noisy(value, factor=factor):
             noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
@@ -128,7 +133,7 @@ def _through(layer: nn.Module, x: Tensor, slopes: Tensor) -> Tensor:
         return slopes @ (layer(basis) - layer(torch.zeros_like(x[:1]))).flatten(1).mT
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        (own,) = torch.autograd.grad(layer(x).sum(), x)
+        (own,) = torch.autograd.grad(layer(x.clone()).sum(), x)
     return slopes * own.flatten(1)[:, None]
 
 
