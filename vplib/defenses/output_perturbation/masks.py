@@ -115,18 +115,11 @@ def train_classifier(
     def build() -> nn.Module:
         return models.mlp(features.shape[1:], 2, (64,))
 
-    fitted = training.fit_many(
-        build,
-        (features - center) / spread,
-        members.long(),
-        torch.arange(len(features))[None],
-        num_epochs=max(1, num_steps * 128 // len(features)),
-        optimizer="adam",
-        lr=0.003,
-        batch_size=128,
-        seed=seed,
-        description="membership classifier",
-    ).model(0)
+    settings = dict(optimizer="adam", lr=0.003, batch_size=128, seed=seed)
+    settings |= dict(num_epochs=max(1, num_steps * 128 // len(features)))
+    data = (features - center) / spread, members.long(), torch.arange(len(features))[None]
+    name = "membership classifier"
+    fitted = training.fit_many(build, *data, description=name, **settings).model(0)
 
     def classify(asked: Tensor) -> Tensor:
         outside, inside = fitted((_features(asked) - center) / spread).unbind(-1)
