@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vplib.defenses.output_perturbation import masks
+from vplib.defenses.output_perturbation import masks, train_purifier
 
 QUICK = settings(deadline=None, max_examples=40)
 
@@ -57,6 +57,13 @@ def test_temperature_keeps_the_label(p, t):
     masked = masks.temperature(p, t)
     assert torch.equal(masked.argmax(-1), p.argmax(-1))
     assert torch.allclose(masked.sum(-1), torch.ones(len(p)), atol=1e-5)
+
+
+@given(answers(), st.sampled_from([0.5, 5.0, 20.0]))
+@QUICK
+def test_the_inverse_temperature_undoes_it(p, t):
+    p = (0.999 * p + 0.001 / p.shape[-1]).double()
+    assert torch.allclose(masks.temperature(masks.temperature(p, t), 1 / t), p, atol=1e-6)
 
 
 def test_temperature_by_hand():
@@ -158,6 +165,14 @@ def test_a_trained_classifier_tells_members_and_is_differentiable():
         (lambda p: masks.rounded(p, -1), "decimals must be 0 or more"),
         (lambda p: masks.temperature(p, 0.0), "temperature must be above 0"),
         (lambda p: masks.temperature(p, float("nan")), "temperature must be above 0"),
+        (lambda p: masks.temperature(p, float("inf")), "temperature must be above 0"),
+        (lambda p: masks.MemGuard(classifier, budget=float("inf")), "budget must be 0 or more"),
+        (lambda p: masks.MemGuard(classifier, budget=1.0, num_steps=0), "num_steps must be 1"),
+        (lambda p: judge(p, [True, False], num_steps=0), "num_steps must be 1"),
+        (lambda p: judge(p, [True, True]), "some of them True and some False"),
+        (lambda p: judge(p, [False, False]), "some of them True and some False"),
+        (lambda p: judge(p, [1, 0]), "members must be 2 truth values"),
+        (lambda p: judge(p, [True, False, True]), "members must be 2 truth values"),
         (lambda p: masks.MemGuard(classifier, budget=-1.0), "budget must be 0 or more"),
         (lambda p: masks.MemGuard(classifier, budget=float("nan")), "budget must be 0 or more"),
     ],
@@ -165,3 +180,49 @@ def test_a_trained_classifier_tells_members_and_is_differentiable():
 def test_errors_say_what_was_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.full((2, 2), 0.5))
+
+
+def judge(p, members, num_steps=1):
+    return masks.train_classifier(p, torch.tensor(members), num_steps=num_steps)
+
+
+PUBLIC = {
+    "top_k": lambda p: masks.top_k(p, 2),
+    "rounded": lambda p: masks.rounded(p, 1),
+    "temperature": lambda p: masks.temperature(p, 2.0),
+    "MemGuard": lambda p: masks.MemGuard(classifier, budget=1.0, num_steps=2)(p),
+    "train_purifier": lambda p: train_purifier(p, num_epochs=1),
+    "purify": lambda p: train_purifier(torch.full((8, 3), 1 / 3), num_epochs=1)(p),
+    "train_classifier": lambda p: judge(p, [True, False]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([[0.5, 0.5, float("nan")], [0.2, 0.3, 0.5]], "no NaN"),
+        ([[0.5, 0.5, float("inf")], [0.2, 0.3, 0.5]], "in \\[0, 1\\]"),
+        ([[1.2, -0.2, 0.0], [0.2, 0.3, 0.5]], "in \\[0, 1\\]"),
+        ([[3.0, -2.0, 0.5], [0.2, 0.3, 0.5]], "or logits"),
+        ([[1, 0, 0], [0, 1, 0]], "no NaN, whole numbers"),
+        ([[1.0], [1.0]], "two classes or more"),
+        ([[0.5, 0.1, 0.1], [0.2, 0.3, 0.5]], "must sum to 1"),
+        ([[0.9, 0.9, 0.9], [0.2, 0.3, 0.5]], "must sum to 1"),
+    ],
+)
+def test_every_function_refuses_what_is_no_answer(name, wrong, message):
+    if name == "train_classifier" and "sum" in message:
+        assert judge(torch.tensor(wrong), [True, False])  # it learns from masked answers, too
+        return
+    with pytest.raises(ValueError, match=message):
+        PUBLIC[name](torch.tensor(wrong))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_mask_takes_answers_of_any_batch(name):
+    for n in (0, 1, 5):
+        p = torch.eye(3)[torch.arange(n) % 3] * 0.7 + 0.1
+        if name in ("train_purifier", "train_classifier"):
+            continue
+        assert PUBLIC[name](p).shape == p.shape

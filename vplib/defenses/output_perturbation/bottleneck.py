@@ -48,12 +48,12 @@ def limiting(weight: float) -> training.Loss:
         weight: of the information in the loss, 0 or more; 0 trains the same network without limit.
 
     Raises:
-        ValueError: the weight is negative or NaN.
+        ValueError: the weight is negative, NaN or infinite.
 
     Source:
         Wang, Zhang and Jia, Improving robustness to model inversion attacks via mutual information
         regularization, AAAI 2021, for neural networks: a variational bound.
     """
-    if not weight >= 0:
+    if not 0 <= weight < torch.inf:
         raise ValueError(f"the weight of the information must be 0 or more, not {weight}")
     return partial(information_loss, weight=weight)

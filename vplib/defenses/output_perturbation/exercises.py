@@ -16,14 +16,11 @@ def check_chance(attempt) -> str | None:
     before, after = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.9], [0.5, 0.5, 0.5, 0.9, 0.2]])
     distortion, budget = torch.tensor([0.1, 0.4, 0.8, 0.4, 0.4]), 0.2
     mistakes = {
-        "a chance is at most 1, also where the budget exceeds the distortion": torch.tensor(
-            [2, 0.5, 0.25, 0, 0.5]
-        ),
-        "no noise where the classifier is no nearer to one half after it": torch.tensor(
-            [1, 0.5, 0.25, 0.5, 0.5]
-        ),
-        "compare distances from one half, on either side of it": torch.tensor([1, 0.5, 0.25, 0, 0]),
+        "a chance is at most 1, also where the budget is the larger": [2, 0.5, 0.25, 0, 0.5],
+        "no noise where the classifier is no nearer to one half after it": [1, 0.5, 0.25, 0.5, 0.5],
+        "compare distances from one half, on either side of it": [1, 0.5, 0.25, 0, 0],
     }
+    mistakes = {said: torch.tensor(chances) for said, chances in mistakes.items()}
     right, why = torch.tensor([1, 0.5, 0.25, 0, 0.5]), "budget over distortion, at most 1"
     hint = "chance times distortion is the expected distortion: solve for the chance"
     return judge(attempt(before, after, distortion, budget), right, why, mistakes, hint)

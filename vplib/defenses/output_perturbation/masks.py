@@ -15,14 +15,53 @@ from torch import Tensor, nn
 
 from vplib import threads
 from vplib.nets import models, training
-from vplib.victims.endpoint import keep_label, rounded, top_k
+from vplib.victims import endpoint
 
 # Of MemGuard's search: the length of a gradient step in the space of logits, and the weights of the
 # distortion in the loss, rising; each starts a search of its own, until one fails, and the last
 # success is the noise.
 STEP, WEIGHTS = 0.1, (0.1, 1.0, 10.0, 100.0)
 
-__all__ = ["MemGuard", "keep_label", "rounded", "temperature", "top_k", "train_classifier"]
+
+def check_answers(answers: Tensor, *, dims: int | None = None, masked: bool = False) -> None:
+    """Refuses what is no answer of a model, for every function of this folder.
+
+    Args:
+        answers: (..., classes).
+        dims: how many dimensions they must have; None allows any.
+        masked: they come from a mask, and need not sum to 1 any more.
+
+    Raises:
+        ValueError: they are no numbers of two classes or more, one is not in [0, 1] (NaN is not),
+            or they do not sum to 1.
+    """
+    shape = tuple(answers.shape)
+    if not shape or shape[-1] < 2 or dims not in (None, len(shape)):
+        raise ValueError(f"answers must be (N, classes) of two classes or more, not {shape}")
+    if not answers.is_floating_point() or not ((answers >= 0) & (answers <= 1)).all():
+        raise ValueError("answers must be probabilities in [0, 1]: no NaN, whole numbers or logits")
+    if not masked and ((answers.sum(-1) - 1).abs() > 1e-3).any():
+        raise ValueError("the probabilities of an answer must sum to 1")
+
+
+def top_k(probabilities: Tensor, k: int) -> Tensor:
+    """The k largest probabilities of each answer (..., classes); zeros elsewhere.
+
+    Raises:
+        ValueError: k is below 1, or answers are none.
+    """
+    check_answers(probabilities)
+    return endpoint.top_k(probabilities, k)
+
+
+def rounded(probabilities: Tensor, decimals: int) -> Tensor:
+    """Each probability (..., classes) rounded to so many decimals, the label alone at the top.
+
+    Raises:
+        ValueError: decimals are negative, or answers are none.
+    """
+    check_answers(probabilities)
+    return endpoint.rounded(probabilities, decimals)
 
 
 def temperature(probabilities: Tensor, t: float) -> Tensor:
@@ -30,18 +69,19 @@ def temperature(probabilities: Tensor, t: float) -> Tensor:
 
     Args:
         probabilities: (..., classes).
-        t: temperature, above 0.
+        t: temperature, above 0; 1 / t undoes t, as far as a float goes.
 
     Raises:
-        ValueError: `t` is not above 0.
+        ValueError: `t` is not above 0 or infinite, or answers are none.
 
     Source:
         Shokri et al., Membership inference attacks against machine learning models, S&P 2017,
         section VIII.
     """
-    if not t > 0:
-        raise ValueError(f"the temperature must be above 0, not {t}")
-    return keep_label((_logits(probabilities) / t).softmax(-1), probabilities)
+    if not 0 < t < torch.inf:
+        raise ValueError(f"the temperature must be above 0 and finite, not {t}")
+    check_answers(probabilities)
+    return endpoint.keep_label((_logits(probabilities) / t).softmax(-1), probabilities)
 
 
 def train_classifier(
@@ -50,32 +90,36 @@ def train_classifier(
     """A membership classifier on answers in falling order: what a defender expects to meet.
 
     Args:
-        probabilities: (N, classes) answers.
-        members: (N,) whether the model was trained on the record.
+        probabilities: (N, classes) answers, masked ones too.
+        members: (N,) whether the model was trained on the record; some, not all.
         num_steps: about how many training steps of 128 answers.
         seed: of initialization and order.
 
     Returns:
         A differentiable function from (N, classes) answers to (N,) logits, above 0 for members.
+
+    Raises:
+        ValueError: answers are none, members are no (N,) truth values of both kinds, or there is
+            no step.
     """
+    check_answers(probabilities, dims=2, masked=True)
+    kinds = members.unique().tolist() if members.dtype == torch.bool else []
+    if kinds != [False, True] or members.shape != probabilities.shape[:1]:
+        wanted = f"{len(probabilities)} truth values, some of them True and some False"
+        raise ValueError(f"members must be {wanted}, not {tuple(members.shape)}, {kinds}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be 1 or more, not {num_steps}")
     features = _features(probabilities)
     center, spread = features.mean(0), features.std(0) + 1e-6
 
     def build() -> nn.Module:
         return models.mlp(features.shape[1:], 2, (64,))
 
-    fitted = training.fit_many(
-        build,
-        (features - center) / spread,
-        members.long(),
-        torch.arange(len(features))[None],
-        num_epochs=max(1, num_steps * 128 // len(features)),
-        optimizer="adam",
-        lr=0.003,
-        batch_size=128,
-        seed=seed,
-        description="membership classifier",
-    ).model(0)
+    settings = dict(optimizer="adam", lr=0.003, batch_size=128, seed=seed)
+    settings |= dict(num_epochs=max(1, num_steps * 128 // len(features)))
+    data = (features - center) / spread, members.long(), torch.arange(len(features))[None]
+    name = "membership classifier"
+    fitted = training.fit_many(build, *data, description=name, **settings).model(0)
 
     def classify(asked: Tensor) -> Tensor:
         outside, inside = fitted((_features(asked) - center) / spread).unbind(-1)
@@ -114,13 +158,15 @@ class MemGuard:
     seed: int = 0
 
     def __post_init__(self):
-        """Refuses a budget that is none.
+        """Refuses a budget and a search that are none.
 
         Raises:
-            ValueError: the budget is negative or NaN.
+            ValueError: the budget is negative, NaN or infinite, or the search has no step.
         """
-        if not self.budget >= 0:
-            raise ValueError(f"the distortion budget must be 0 or more, not {self.budget}")
+        if not 0 <= self.budget < torch.inf:
+            raise ValueError(f"the distortion budget must be 0 or more, at most 2: {self.budget}")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be 1 or more, not {self.num_steps}")
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         """(N, classes) answers, some of them with noise; equal answers get equal ones."""
@@ -139,7 +185,11 @@ class MemGuard:
 
         Returns:
             (N, classes) answers with noise, and (N,) the probability with which it is added.
+
+        Raises:
+            ValueError: answers are none.
         """
+        check_answers(probabilities, dims=2)
         noisy = self._search(probabilities)
         with torch.no_grad():
             before, after = (
@@ -176,7 +226,7 @@ class MemGuard:
                 crossed = (self.classifier(middle.softmax(-1)) * side <= 0)[:, None]
                 near, far = torch.where(crossed, near, middle), torch.where(crossed, middle, far)
             heads = (self._coins(probabilities, "side") < 0.5)[:, None]
-            return keep_label(torch.where(heads, near, far).softmax(-1), probabilities)
+            return endpoint.keep_label(torch.where(heads, near, far).softmax(-1), probabilities)
 
     def _descend(self, logits, scale, clean, label, side, weight) -> tuple[Tensor, Tensor, Tensor]:
         """One search: the logits before and after its last step, and whether that crossed."""
@@ -213,12 +263,9 @@ class MemGuard:
         """
         rows = np.ascontiguousarray(_logits(probabilities).detach().cpu().numpy().round(1) + 0.0)
         secret = f"{self.seed} {purpose} ".encode()
-        found = [
-            int.from_bytes(hashlib.sha256(secret + row.tobytes()).digest()[:6], "little")
-            for row in rows
-        ]
-        coins = torch.tensor(found, dtype=torch.float64) / 2**48
-        return coins.to(probabilities.device)
+        hashed = (hashlib.sha256(secret + row.tobytes()).digest()[:6] for row in rows)
+        coins = torch.tensor([int.from_bytes(h, "little") for h in hashed], dtype=torch.float64)
+        return (coins / 2**48).to(probabilities.device)
 
 
 def _logits(probabilities: Tensor) -> Tensor:

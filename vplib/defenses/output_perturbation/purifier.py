@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vplib.defenses.output_perturbation.masks import check_answers
 from vplib.nets import models, training
 
 HIDDEN, LR, BATCH = 32, 0.003, 64
@@ -30,17 +31,15 @@ def train_purifier(
         always, the label stays.
 
     Raises:
-        ValueError: answers are no probabilities of two classes or more, or a setting is out of
-            range.
+        ValueError: answers are none, or a setting is out of range; by the mask, too.
 
     Source:
         Yang et al., Defending model inversion and membership inference attacks via prediction
         purification, arXiv 2005.03915, 2020, the purifier without an adversary. Not the method of
         the same name of AAAI 2023.
     """
-    if answers.ndim != 2 or answers.shape[1] < 2 or not ((answers >= 0) & (answers <= 1)).all():
-        raise ValueError(f"answers must be (N, classes) probabilities, not {tuple(answers.shape)}")
-    if width < 1 or not label_weight >= 0:
+    check_answers(answers, dims=2)
+    if width < 1 or not 0 <= label_weight < torch.inf:
         raise ValueError(f"width must be 1 or more, label_weight 0: not {width}, {label_weight}")
     shape = answers.shape[1:]
 
@@ -54,6 +53,9 @@ def train_purifier(
 
     @torch.no_grad()
     def purify(asked: Tensor) -> Tensor:
+        check_answers(asked)
+        if asked.shape[-1:] != shape:
+            raise ValueError(f"answers have {asked.shape[-1]} classes, the purifier {shape[0]}")
         return fitted(_features(asked.flatten(0, -2))).softmax(-1).view_as(asked).to(asked.dtype)
 
     return purify
