@@ -69,9 +69,9 @@ def solve_reversals(unaware, aware, by):
 
 
 def check_reversals(attempt) -> str | None:
-    """Checks the number on five defenses of which two pairs change places clearly."""
-    unaware = torch.tensor([0.74, 0.60, 0.55, 0.66, 0.58])
-    aware = torch.tensor([0.74, 0.61, 0.70, 0.655, 0.62])
+    """Checks the number on six defenses, of which two pairs change places clearly."""
+    unaware = torch.tensor([0.74, 0.60, 0.55, 0.66, 0.58, 0.50])
+    aware = torch.tensor([0.74, 0.61, 0.66, 0.65, 0.605, 0.52])
     found = attempt(unaware, aware, 0.02)
     first = unaware[:, None] - unaware
     second = aware[:, None] - aware
