@@ -89,6 +89,12 @@ QUICK = {
         dict(known=6, tagged=4, probes=4, public=20, photos=4, helpers=20, each=8, others=40)
         | dict(reader_passes=200, passes=200, swap_passes=200, short=100, steps=2),
     ),
+    "synthesis/arms_race": (
+        dict(),
+        dict(train_size=60, num_epochs=3, early=2, others=(1,), num_victims=4, num_shadows=4)
+        | dict(attack_epochs=1, guard_steps=4, own_steps=5, inversion_steps=3, clients=4)
+        | dict(evaluations=4, queries=60, clone_steps=6),
+    ),
 }
 
 # Where one's own photo can be protected: the file to download, and its height and width.
