@@ -25,6 +25,7 @@ PICTURES, THUMB = 2_000_000, 40_000  # bytes: all of a page, and one on the fron
 SHOWN = ("text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain")
 CAPTIONS = {"": "First", "attacks": "Attacks on models", "defenses": "Defenses of models"}
 CAPTIONS |= {"images": "Attacks on images, and their defenses"}
+CAPTIONS |= {"synthesis": "Attacks against defenses"}
 MARKS = {"works": "✓", "partly": "◐", "not reproduced": "✗", "planned": "…"}
 HERO = re.compile(r"!\[([^]]*)\]\([^)\s]*gallery/(\w+\.png)\)")
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx-mathjax-offline")

@@ -90,6 +90,12 @@ QUICK = {
         | dict(reader_passes=200, passes=200, swap_passes=200, short=100, steps=2)
         | dict(veil_passes=200),
     ),
+    "synthesis/arms_race": (
+        dict(),
+        dict(train_size=60, num_epochs=3, early=2, others=(1,), num_victims=4, num_shadows=4)
+        | dict(attack_epochs=1, guard_steps=4, own_steps=5, inversion_steps=3, clients=4)
+        | dict(evaluations=4, queries=60, clone_steps=6),
+    ),
 }
 
 # Where one's own photo can be protected: the file to download, and its height and width.

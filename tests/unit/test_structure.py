@@ -21,7 +21,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("attacks", "defenses", "images")
+SECTIONS = ("attacks", "defenses", "images", "synthesis")
 NAMELESS = {"utils", "util", "helpers", "common", "misc"}  # say nothing of what a module holds
 PUBLIC_OF_NAMEDTUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
 
